@@ -24,11 +24,12 @@ from harness_ext.editing.learning import LearningRecord, learn
 from harness_ext.editing.measured import StepLosses, TaskLoss, loss_of_all, losses_by_task
 from harness_ext.errors import located
 from harness_ext.methods.search_registry import check_searchable
+from harness_ext.model.components import check_components
 from harness_ext.model.layout import Matrix, inferred_note
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Calibration, Step
+from harness_ext.recipe.schema import Calibration, Step, component_of
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.trainer import check_trainable
@@ -103,6 +104,7 @@ def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
     layout = weights.layout
     if layout.inferred and any(record.role for record in records):
         yield inferred_note(layout.model_type)
+    yield from _lost_units(records)
     edited = {record.name for record in records}
     shared = {matrix.parameter: matrix.also for matrix in layout.matrices if matrix.also and matrix.parameter in edited}
     if shared:
@@ -110,6 +112,18 @@ def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
         yield (
             f"{len(shared)} of the edited weights are shared by several layers, and each was edited once for all of"
             f" them: {name} is also {others[0]}"
+        )
+
+
+def _lost_units(records: Sequence[MatrixRecord]) -> Iterator[str]:
+    """That matrices lost rows or columns, and how the model computes without them."""
+    reading = [record for record in records if record.columns_kept is not None]
+    if reading:
+        fewest = min(reading, key=lambda record: (record.columns_kept or 0) / record.shape[1])
+        yield (
+            f"widths changed: {len(reading)} matrices read fewer units than before, {fewest.name}"
+            f" {fewest.columns_kept} of {fewest.shape[1]}; the model computes with zeros in the place of the others,"
+            " and is counted without them"
         )
 
 
@@ -146,6 +160,7 @@ def _measured_losses(before: Mapping[str, TaskLoss], after: Mapping[str, TaskLos
 def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
     matrices = weights.layout.select(step)
     weights.check_editable(matrices)
+    check_components(weights.layout, matrices, component_of(step))
     if step.is_search:
         check_searchable(matrices)
         weights.check_dense(matrices)
@@ -196,7 +211,7 @@ def _apply_edits(
                 edited[matrix.key] = edit_matrix(context, matrix, part[1].get(matrix.key, {}))
                 stage.advance()
             applied.seconds_editing += time.perf_counter() - started
-    applied.edited += [edited[matrix.key] for matrix in matrices]
+    applied.edited += [one for matrix in matrices for one in (edited[matrix.key], *edited[matrix.key].beside)]
 
 
 def _documents(context: StepContext, draw: DrawDocuments, applied: AppliedRecipe) -> list[LabelledDocument]:

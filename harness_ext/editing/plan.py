@@ -9,23 +9,25 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.records import standing
 from harness_ext.errors import UserError, located
+from harness_ext.linalg.components import left_of
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.components import check_components, feeders_of, groups_of
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, described
+from harness_ext.recipe.schema import Step, component_of, described
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -40,7 +42,8 @@ TOKENS = 64
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
-    computes others as factors.
+    computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
+    them.
     """
 
     step: int
@@ -50,6 +53,7 @@ class PlannedMatrix:
     element_bytes: int
     dtype: str = "float32"
     stays_dense: bool = False
+    taken_away: int = 0
 
     @property
     def parameters_before(self) -> int:
@@ -59,10 +63,10 @@ class PlannedMatrix:
     @property
     def parameters_after(self) -> int:
         """Numbers after the edit, stored as factors where that is smaller; unchanged where the rank is not known
-        yet, or a factored step leaves it dense.
+        yet, or a factored step leaves it dense; without all that its component loses, so that it may be below zero.
         """
-        if self.rank_after is None or self.stays_dense:
-            return self.parameters_before
+        if self.rank_after is None or self.stays_dense or self.taken_away:
+            return self.parameters_before - self.taken_away
         return stored_parameters(self.matrix.shape, self.rank_after)
 
 
@@ -287,12 +291,15 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
     planned: list[PlannedMatrix] = []
     for number, step in enumerate(recipe.steps):
         with located(recipe.place(number)):
-            planned += [_planned(number, step, matrix, loaded) for matrix in _selected(layout, step)]
+            for matrix in _selected(layout, step):
+                lost = _taken_away(step, matrix, layout, loaded)
+                planned.append(replace(_planned(number, step, matrix, loaded), taken_away=lost))
     return tuple(planned)
 
 
 def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     matrices = layout.select(step)
+    check_components(layout, matrices, component_of(step))
     if not step.is_search:
         check_experts(step, matrices)
     if step.training is not None:
@@ -318,6 +325,24 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
     stored = checkpoint.tensors[matrix.parameter]
     dense = bool(step.factored) and rank is not None and not step.stores_factors(matrix.shape, rank)
     return PlannedMatrix(number, step.method, matrix, rank, stored.element_bytes, _torch_name(stored.dtype), dense)
+
+
+def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> int:
+    """The numbers that the component of a matrix loses: a column of it for each unit, and a row, with its bias, of
+    what feeds it.
+    """
+    kind = component_of(step)
+    if kind is None:
+        return 0
+
+    def lost(role: str, total: int) -> int:
+        groups = groups_of(layout, kind, role)
+        return total - groups * left_of(total // groups, step.parameters["unit_fraction"])
+
+    feeders = feeders_of(layout, matrix, kind)
+    rows = {role: lost(role, one.shape[0]) for role, one in feeders.items()}
+    beside = sum(rows[role] * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items())
+    return matrix.shape[0] * lost(matrix.role or "", matrix.shape[1]) + beside
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:

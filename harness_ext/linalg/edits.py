@@ -86,7 +86,7 @@ class DenseEdit:
     values: Tensor
     fallback: str | None = None
     bias_shift: None = None
-    decomposition: None = None
+    decomposition: str | None = None
     excess_error: None = None
     unchanged: bool = False
 

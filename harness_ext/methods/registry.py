@@ -11,7 +11,8 @@ name:
 
 - what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, and `remember`, which calls
   a function of tensors and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition
-  from which every rank is a slice need be made only once;
+  from which every rank is a slice need be made only once; and `component`, the matrices that feed this one, for a
+  method that is registered with a kind of component and returns a `ComponentEdit` of all of them;
 - statistics of calibration documents (`harness_ext.methods.statistic_registry`); the module that registers one must be
   imported before the method is registered, which the entry points of other packages see to;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
@@ -67,7 +68,7 @@ NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents
 but without labels any would do.
 """
 
-ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember"})
+ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember", "component"})
 """What every method may ask for; and it may ask for statistics."""
 
 
@@ -89,7 +90,8 @@ class Method:
 
     statistics: of calibration documents, and what is searched for or trained on them; empty for a method that looks at
     weights alone. engine_arguments: all that it is handed, these among them. revision: from 1; raised when the same
-    settings give other weights, so that no stored run by an earlier one is taken for one by this.
+    settings give other weights, so that no stored run by an earlier one is taken for one by this. component: the kind
+    of component that it edits as a whole (`harness_ext.model.components`), None for a single matrix.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Method:
     rank_from_weights: bool = False
     shifts_bias: bool = False
     revision: int = 1
+    component: str | None = None
 
     @property
     def takes_keep(self) -> bool:
@@ -173,10 +176,12 @@ def method(
     rank_from_weights: bool = False,
     shifts_bias: bool = False,
     revision: int = 1,
+    component: str | None = None,
 ) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
     """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself,
     so that no plan can tell it. shifts_bias: its edits move a bias; where it has a setting `bias`, only those with that
     set. revision: raise it when the same settings give other weights; runs by an earlier one are then made anew.
+    component: the kind of component that it edits as a whole; it is given the matrix that reads from it.
 
     Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by
     another function, or a revision that is no whole number from 1 on.
@@ -189,6 +194,7 @@ def method(
             rank_from_weights=rank_from_weights,
             shifts_bias=shifts_bias,
             revision=revision,
+            component=component,
         )
         known = _registry.get(registered.name)
         if known is not None and known.function.__module__ != function.__module__:

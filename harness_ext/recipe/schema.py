@@ -194,6 +194,12 @@ def described(name: str) -> Method | Search:
     return known_methods()[name]
 
 
+def component_of(step: Step) -> str | None:
+    """The kind of component that a step edits as a whole; None where it edits single matrices, or searches."""
+    method = described(step.method)
+    return method.component if isinstance(method, Method) else None
+
+
 def known_methods() -> Mapping[str, Method | Search]:
     """All that a step may name: methods, and searches."""
     return {**registered_methods(), **registered_searches()}

@@ -174,7 +174,12 @@ class ReceiptMatrix(ReceiptPart):
 
 
 class MatrixRecord(ReceiptMatrix):
-    """A row as this version writes it: what is known of every edit is required."""
+    """A row as this version writes it: what is known of every edit is required.
+
+    rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; absent of others. The lost
+    ones are zero, and parameters_after counts the matrix without them. Of a feeding matrix the two counts are with the
+    bias.
+    """
 
     step: Whole
     method: str
@@ -191,6 +196,8 @@ class MatrixRecord(ReceiptMatrix):
     parameters_after: Whole
     stored: str
     rank_asked: Whole | None
+    rows_kept: Whole | None = None
+    columns_kept: Whole | None = None
 
 
 class ReceiptCalibration(ReceiptPart):

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from harness_ext.errors import UserError
+from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import AnyEdit, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.concept_projection import NO_DIFFERENCE
 from harness_ext.methods.weighted_svd import SCALE_FLOOR, marchenko_pastur_median
+from harness_ext.model.geometry import Heads
 
 TRUNCATE = Decomposer().truncate
 RANDOM = numpy.random.default_rng(7)
@@ -288,6 +290,48 @@ def check_two_sided_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
         case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
 
 
+def check_mlp_select(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """The ridge as further tokens, and least squares of all outputs on the kept units."""
+    tokens = numpy.hstack([case.inputs / numpy.sqrt(case.inputs.shape[1]), 0.1 * numpy.eye(case.columns)])
+    halves = numpy.stack([case.inputs[:, start::2] @ case.inputs[:, start::2].T for start in (0, 1)])
+    for ranking in ("leverage", "zca", "energy", "a3", "obs", "random"):
+        edit = method(
+            case.tensor,
+            component=Component({"up_proj": case.tensor.T}, {}),
+            input_second_moment_by_halves=torch.tensor(halves / case.inputs.shape[1]),
+            generator=torch.Generator(),
+            unit_fraction=0.6,
+            ranking=ranking,
+            refit=True,
+        )
+        (kept,) = edit.beside["up_proj"].values.any(1).numpy().nonzero()
+        if case.norm == 0 or len(kept) < edit.columns:
+            continue
+        size = float(numpy.linalg.norm(case.weight @ tokens))
+        best = numpy.linalg.lstsq(tokens[kept].T, (case.weight @ tokens).T, rcond=None)[0].T
+        lost = case.weight @ tokens - best @ tokens[kept]
+        found = case.weight @ tokens - dense(edit) @ tokens
+        case.near(numpy.linalg.norm(found), numpy.linalg.norm(lost), scale=size)
+
+
+def check_mix_values(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """One head that makes all inputs: the best of this rank for what is made of them."""
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    root = numpy.linalg.cholesky(moment + 1e-4 * numpy.diag(moment).mean() * numpy.eye(case.columns))
+    edit = method(
+        case.tensor,
+        component=Component({"v_proj": torch.eye(case.columns)}, {}, Heads(1, 1, case.columns)),
+        input_second_moment=torch.tensor(moment),
+        generator=torch.Generator(),
+        unit_fraction=0.6,
+    )
+    rank = max(1, int(0.6 * case.columns + 1e-9))
+    values = numpy.linalg.svd(case.weight @ root, compute_uv=False)
+    together = dense(edit) @ edit.beside["v_proj"].values.double().numpy()
+    lost = numpy.linalg.norm((case.weight - together) @ root)
+    case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
@@ -418,6 +462,8 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "original_input_mean": torch.tensor(case.mean),
         "input_cross_moment": torch.eye(13),
         "gradient_second_moment": torch.eye(9),
+        "component": Component({"up_proj": case.tensor.T, "v_proj": case.tensor.T}, {}, Heads(1, 1, 13)),
+        "input_second_moment_by_halves": torch.stack([torch.eye(13), torch.eye(13)]),
         "far_input_mean": torch.zeros(13),
         "input_magnitude": torch.ones(13),
         "removed_components": torch.arange(9) < 3,

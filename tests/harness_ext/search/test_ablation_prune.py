@@ -228,6 +228,8 @@ def test_a_much_worse_loss_is_not_measured_to_the_end(make_lm) -> None:
 # The rule, for every shipped recipe that has documents of its own.
 
 BY_BUDGET = {
+    "a3-mlp": "unit_fraction",
+    "a3-ov": "unit_fraction",
     "aa-svd": "keep",
     "asvd": "keep",
     "basis-selection": "training",
@@ -237,8 +239,11 @@ BY_BUDGET = {
     "fisher-svd": "keep",
     "fwsvd": "keep",
     "least-error": "param_fraction",
+    "modegpt-mlp": "unit_fraction",
+    "obs-mlp": "unit_fraction",
     "sfsd": "keep",
     "sfsd-released": "keep",
+    "snp": "unit_fraction",
     "svd-llm": "keep",
     "svd-llm-update": "keep",
     "svd-llm-v2": "param_fraction",
