@@ -295,15 +295,8 @@ def lems(
     but for one step (ours, as is the hull in the place of a solver). Raises UserError where the budget is too small.
     """
 
-    def error(key: str, lost: float) -> float:
-        rank, measured = divergences[key]
-        one = spectra[key]
-        there = one.tail(rank)
-        if not math.isfinite(measured):
-            return math.inf
-        return weights[key] * max(0.0, measured) * lost * one.tail(0) / there if there > 0 else 0.0
-
-    ranks = least_error(spectra, param_fraction, align, error, within)
+    price = {key: weights[key] * _per_share(one, *divergences[key]) for key, one in spectra.items()}
+    ranks = least_error(spectra, param_fraction, align, lambda key, lost: price[key] * lost, within)
     try:
         even = scaled(spectra, uniform(spectra), param_fraction, align)
     except UserError:
@@ -314,9 +307,23 @@ def lems(
     )
 
     def promised(choice: Mapping[str, int]) -> float:
-        return sum(error(key, spectra[key].tail(rank) / spectra[key].tail(0)) for key, rank in choice.items())
+        return sum(price[key] * _lost(spectra[key], rank) for key, rank in choice.items())
 
     return even if fits and promised(even) < promised(ranks) else ranks
+
+
+def _lost(one: Spectrum, rank: int) -> float:
+    """The share of the squared values beyond a rank."""
+    total = one.tail(0)
+    return one.tail(rank) / total if total > 0 else 0.0
+
+
+def _per_share(one: Spectrum, rank: int, measured: float) -> float:
+    """What is measured at a rank, for the whole of the squared values; what is below zero is rounding."""
+    lost = _lost(one, rank)
+    if not math.isfinite(measured):
+        return math.inf
+    return max(0.0, measured) / lost if lost > 0 else 0.0
 
 
 def _hull(options: Sequence[_Option]) -> list[_Option]:

@@ -128,7 +128,8 @@ def _measured(
             continue
         rank = max(1, math.floor(measured_at * spectrum.break_even + 1e-9))
         largest = max(rank, math.floor(most * spectrum.break_even + 1e-9))
-        left, right = (factor.to(evaluator.weight(matrix)) for factor in made.serving(largest))
+        weight = evaluator.weight(matrix)
+        left, right = (factor.to(weight) for factor in made.serving(largest))
         setting = step_of(evaluator, factorisation, {matrix.key: rank})
         (trial,) = evaluator.try_out(matrix, Nested(left, right, (rank,)), [setting])
         assert trial.divergence is not None, "measured from here on"

@@ -100,7 +100,8 @@ def _tried(
         ranks = offered[matrix.key]
         if not ranks:
             continue
-        left, right = (factor.to(evaluator.weight(matrix)) for factor in made.serving(ranks[-1]))
+        weight = evaluator.weight(matrix)
+        left, right = (factor.to(weight) for factor in made.serving(ranks[-1]))
         settings = [step_of(evaluator, factorisation, {matrix.key: rank}) for rank in ranks]
         trials = evaluator.try_out(matrix, Nested(left, right, tuple(ranks)), settings)
         found += [Sensitivity(matrix.key, rank, trial.loss) for rank, trial in zip(ranks, trials, strict=True)]

@@ -93,11 +93,13 @@ def test_the_edge_of_the_noise_is_that_of_the_method(make_lm: Any) -> None:
     )
     ranks = chosen[0]["keep"]["ranks"] if chosen else {}
     applied = lm.apply(parse_recipe("laser-rmt:matrices=[all]"), lambda _: [])
-    kept = {record.key: record.rank for record in applied.records}
-    shapes = {matrix.key: matrix.shape for matrix in lm.weights.layout.matrices}
+    kept = {record.name: record.rank_after for record in applied.records}
+    matrices = [matrix for matrix in lm.weights.layout.matrices if matrix.parameter in kept]
     lm.undo()
-    assert kept and ranks == {
-        key: rank for key, rank in kept.items() if rank * sum(shapes[key]) < shapes[key][0] * shapes[key][1]
+    assert len(matrices) == 21 and ranks == {
+        matrix.key: kept[matrix.parameter]
+        for matrix in matrices
+        if kept[matrix.parameter] * sum(matrix.shape) < matrix.shape[0] * matrix.shape[1]
     }
 
 

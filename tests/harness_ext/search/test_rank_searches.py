@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -309,3 +310,32 @@ def test_spectra_are_descending_in_every_factorisation(make_lm: Any) -> None:
             smaller = made.serving(3)
             assert torch.allclose(smaller[0] @ smaller[1], left[:, :3] @ right[:3], atol=1e-9)
             assert Spectrum(shape, made.values.tolist()).tail(6) == 0
+
+
+class Messages:
+    """Ranks that only pass on what JSON can say."""
+
+    ranks = 2
+
+    def in_shares(self, what: str, items: Any, work: Callable[[int], Any]) -> list[Any]:
+        return [json.loads(json.dumps(work(item))) for item in items]
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_scores_of_other_ranks_are_the_same(measured: bool) -> None:
+    from harness_ext.search.shared_passes import ScoredPart, scores_of_all
+
+    def score(place: int) -> ScoredPart:
+        loss = torch.tensor([[0.1 * place, math.nan]], dtype=torch.float64)
+        apart = torch.tensor([[1 / 3, math.inf]], dtype=torch.float64) if measured else None
+        return ScoredPart([0], torch.tensor([[True, False]]), loss, apart)
+
+    class Passes:
+        passes = 0.0
+
+    for place, found in enumerate(scores_of_all(Messages(), Passes(), 3, score)):  # type: ignore[arg-type]
+        made = score(place)
+        assert found.some == made.some and torch.equal(found.right, made.right)
+        assert torch.equal(found.loss.nan_to_num(), made.loss.nan_to_num())
+        assert (found.divergence is None) is not measured
+        assert made.divergence is None or torch.equal(found.divergence, made.divergence)
