@@ -288,6 +288,26 @@ def check_two_sided_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
         case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
 
 
+def check_nested_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Nearer to the weights than the first part alone, as near as there is with what the first part leaves."""
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    for rank in case.ranks:
+        main = max(1, rank // 2)
+        first, whole = (
+            method(
+                case.tensor,
+                input_second_moment=torch.tensor(moment),
+                truncate=TRUNCATE,
+                keep=Keep(rank=kept),
+                main_fraction=share,
+            )
+            for kept, share in ((main, 1.0), (rank, main / rank))
+        )
+        left = numpy.linalg.svd(case.weight - dense(first), compute_uv=False)
+        assert whole.rank == rank
+        case.near(numpy.linalg.norm(case.weight - dense(whole)), case.dropped(rank - main, left))
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True

@@ -237,6 +237,7 @@ BY_BUDGET = {
     "fisher-svd": "keep",
     "fwsvd": "keep",
     "least-error": "param_fraction",
+    "nsvd": "keep",
     "sfsd": "keep",
     "sfsd-released": "keep",
     "svd-llm": "keep",
