@@ -14,6 +14,7 @@ from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import feature_space
 from harness_ext.methods.nested_svd import nested_svd
 from harness_ext.recipe.recipe import parse_recipe
+from tests.harness_ext.search.plain_search import documents_for, drawing
 
 CASES = st.tuples(st.integers(2, 12), st.integers(2, 12), st.integers(0, 2**31), st.floats(0.05, 1))
 TRUNCATE = Decomposer().truncate
@@ -120,7 +121,6 @@ def test_a_share_that_is_none_is_refused(share: str) -> None:
 
 
 def test_the_recipe_applies_and_keeps_its_budget(make_lm) -> None:
-    from tests.harness_ext.search.test_ablation_prune import documents_for, drawing
 
     lm = make_lm("llama")
     applied = lm.apply(parse_recipe("nsvd:keep.param_fraction=0.5"), drawing(documents_for(lm)))
