@@ -147,6 +147,8 @@ class ReceiptMatrix(ReceiptPart):
     before the result is rounded to the stored dtype; an estimate for `randomised`, None for `svd`.
     stored: `factors` (two low-rank layers that the model computes with) or `dense`. rank_asked: the rank that the
     budget means, of which rank_after is what alignment left; None where nothing asked for one.
+    sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first of
+    them alone; absent where none does.
     """
 
     step: Whole | None = None
@@ -171,6 +173,7 @@ class ReceiptMatrix(ReceiptPart):
     excess_error: float | None = None
     stored: str | None = None
     rank_asked: Whole | None = None
+    sharing: Whole | None = None
 
 
 class MatrixRecord(ReceiptMatrix):
