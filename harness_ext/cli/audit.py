@@ -14,6 +14,7 @@ import argparse
 import shlex
 import sys
 from contextlib import redirect_stdout
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.cli.exit_codes import MISTAKE
@@ -113,8 +114,7 @@ class Audit(RecipesCommand):
         recipes = [load_recipe(one) for one in args.recipe or [recipe.asked for recipe in RECIPES]]
         with redirect_stdout(sys.stderr):
             result = run(**_asked(args), recipes=recipes, verbose=True)
-        audited = [_audited(recipe, args, result) for recipe in recipes]
-        print(printable(_page(args, audited, result)))
+        print(printable(_page(args, recipes, result)))
         if result.failed:
             sys.exit(MISTAKE)
 
@@ -126,34 +126,38 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     return {"model_args": args.model_args, "tasks": [TASKS], "controls": [CONTROL], **given}
 
 
-def _audited(recipe: Recipe, args: argparse.Namespace, result: RunResult) -> AuditedRecipe:
+def _audited(recipe: Recipe, result: RunResult) -> AuditedRecipe:
     from leaderboard.report.findings import AuditedRecipe
 
     receipts = [run.receipt for run in result.runs if run.receipt["recipe"]["label"] == recipe.label]
     doubts = [str(warning) for receipt in receipts[:1] for warning in receipt["warnings"]]
-    command = in_full(recipe, args)
-    return AuditedRecipe(recipe.label, KINDS[recipe.group], command, tuple(doubts), result.failed.get(recipe.label))
+    return AuditedRecipe(recipe.label, KINDS[recipe.group], tuple(doubts), result.failed.get(recipe.label))
 
 
-def in_full(recipe: Recipe, args: argparse.Namespace) -> str:
-    """The command that asks the same of public tasks, by the recipe's own defaults where it is one of the audit's."""
+def in_full(recipes: Sequence[Recipe], args: argparse.Namespace) -> str:
+    """The command that asks the same of public tasks, by a recipe's own defaults where it is one of the audit's."""
     from harness_ext.runs.python_api import load_recipe
 
     shipped = {load_recipe(one.asked).label: one.in_full for one in RECIPES}
     model_args = ",".join(f"{key}={value}" for key, value in args.model_args.items())
     words = ["lm_eval", "run", "--model", "hf", "--model_args", model_args, "--tasks", _IN_FULL]
-    words += ["--recipe", shipped.get(recipe.label, recipe.label), "--control", CONTROL]
+    words += ["--recipe", *(shipped.get(recipe.label, recipe.label) for recipe in recipes), "--control", CONTROL]
     words += ["--device", args.device] if args.device else []
     return printable(shlex.join([*words, "--batch_size", str(args.batch_size)]))
 
 
-def _page(args: argparse.Namespace, audited: Sequence[AuditedRecipe], result: RunResult) -> str:
+def _page(args: argparse.Namespace, recipes: Sequence[Recipe], result: RunResult) -> str:
     from leaderboard.report.findings import finding_rows, findings_page
     from leaderboard.report.findings_forms import as_markdown_page, as_terminal_page
     from leaderboard.terminal.output import written
 
+    ordered = sorted(recipes, key=lambda recipe: list(KINDS).index(recipe.group))
+    audited = [_audited(recipe, result) for recipe in ordered]
     if args.form in ("json", "csv"):
         return written(args.form, finding_rows(audited, result.cells))
+    commands = {
+        KINDS[group]: in_full(list(of_group), args) for group, of_group in groupby(ordered, lambda one: one.group)
+    }
     model = next((cell.model for cell in result.cells), str(args.model_args["pretrained"]))
-    page = findings_page(model, audited, result.cells)
+    page = findings_page(model, audited, result.cells, commands)
     return as_markdown_page(page) if args.form == "markdown" else as_terminal_page(page, terminal_style().width)

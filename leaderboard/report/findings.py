@@ -6,25 +6,27 @@ Notable choices:
   better without a control, or no better than it, is told apart and is no gain.
 - "No" is said only where every comparison is decided. As long as one is undecided, the answer is that nothing was
   shown.
+- A recipe that edited nothing is the unedited model: it has no findings, and counts nowhere.
 - Improvements are positive where they are good, whatever the metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, HARM, KINDS, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.words import control_text, improvement_limits, improvement_point, improvement_text
-from leaderboard.terminal.format import counted, metric_name, number, percent, plain, undecided
+from leaderboard.terminal.format import counted, direction, metric_name, number, percent, plain, undecided
 from leaderboard.terminal.marks import MARKS, MINUS
 
 QUESTION = "Is there anything to gain here?"
 RULE = (
-    "A gain counts where a recipe is better than the unedited model and better than its control, which is an edit of the"
-    " same size without the recipe's idea."
+    "A gain counts where a recipe is better than the unedited model and better than its control, which is an edit of"
+    " the same size without the recipe's idea."
 )
 _LABELS = {
     BEATS: "helps",
@@ -47,7 +49,6 @@ class AuditedRecipe(NamedTuple):
 
     label: str
     kind: str
-    command: str
     doubts: tuple[str, ...] = ()
     failure: str | None = None
 
@@ -60,8 +61,12 @@ class PageLine(NamedTuple):
     label: str = ""
 
 
-def findings_page(model: str, audited: Sequence[AuditedRecipe], cells: Sequence[Cell]) -> list[PageLine]:
-    """The whole page. cells: the judged cells of the audit's runs, baseline and controls among them."""
+def findings_page(
+    model: str, audited: Sequence[AuditedRecipe], cells: Sequence[Cell], commands: Mapping[str, str]
+) -> list[PageLine]:
+    """The whole page. cells: the judged cells of the audit's runs, baseline and controls among them. commands: kind of
+    recipe -> what asks the same in full.
+    """
     edited = _of_recipes(cells, audited)
     return [
         PageLine("title", QUESTION),
@@ -70,7 +75,7 @@ def findings_page(model: str, audited: Sequence[AuditedRecipe], cells: Sequence[
         *(PageLine("text", text) for text in (_harm(edited), _corrected(edited)) if text),
         PageLine("heading", f"The unedited model: {model}"),
         *_baseline_lines(cells),
-        *_kind_lines(audited, edited),
+        *_kind_lines(audited, edited, commands),
     ]
 
 
@@ -103,8 +108,14 @@ def finding_rows(audited: Sequence[AuditedRecipe], cells: Sequence[Cell]) -> lis
 
 
 def _of_recipes(cells: Sequence[Cell], audited: Sequence[AuditedRecipe]) -> list[Cell]:
+    """The cells of the recipes' own runs that edited something, in the order of the recipes, what helps first."""
     labels = [recipe.label for recipe in audited]
-    ours = [cell for cell in cells if cell.control is None and cell.recipe in labels and cell.verdict != BASELINE]
+    unedited = {(cell.model_key, cell.weights) for cell in cells if cell.verdict == BASELINE}
+    ours = [
+        cell
+        for cell in cells
+        if cell.control is None and cell.recipe in labels and (cell.model_key, cell.weights) not in unedited
+    ]
     return sorted(ours, key=lambda cell: (labels.index(cell.recipe), KINDS.index(kind(cell))))
 
 
@@ -156,8 +167,8 @@ def _corrected(cells: Sequence[Cell]) -> str:
     beside = f" and {controlled:,} with controls" if controlled else ""
     return (
         f"The words are corrected for everything that this model has on the board: {plainly:,} comparisons with the"
-        f" unedited model{beside} (Benjamini-Hochberg, each family by itself): one in twenty of the differences that are"
-        " found may be none. Intervals are of 95 % each, and not corrected."
+        f" unedited model{beside} (Benjamini-Hochberg, each family by itself): one in twenty of the differences that"
+        " are found may be none. Intervals are of 95 % each, and not corrected."
     )
 
 
@@ -167,24 +178,33 @@ def _baseline_lines(cells: Sequence[Cell]) -> Iterator[PageLine]:
         if cell.verdict == BASELINE and cell.task not in seen:
             seen.add(cell.task)
             scored = counted(cell.n or 0, "document", "documents")
-            yield PageLine("finding", f"{metric_name(cell)} {number(cell.score)}, {scored}", plain(cell.task))
+            score = f"{metric_name(cell)} {number(cell.score)} ({direction(cell)})"
+            yield PageLine("finding", f"{plain(cell.task)}: {score}, {scored}", "score")
 
 
-def _kind_lines(audited: Sequence[AuditedRecipe], cells: Sequence[Cell]) -> Iterator[PageLine]:
-    """Recipe by recipe, under the heading of its kind, each with what it came to and how it is asked in full."""
-    heading = ""
-    for recipe in audited:
-        if recipe.kind != heading:
-            heading = recipe.kind
-            yield PageLine("heading", heading)
-        own = [cell for cell in cells if cell.recipe == recipe.label]
-        yield PageLine("recipe", f"{plain(recipe.label)}{_cost(own)}")
-        if recipe.failure is not None:
-            yield PageLine("finding", plain(recipe.failure), "failed")
-        yield from _finding_lines(own)
-        yield from (PageLine("finding", plain(doubt), "doubt") for doubt in recipe.doubts)
-        yield PageLine("finding", "more documents, public tasks:", "in full")
-        yield PageLine("command", plain(recipe.command))
+def _kind_lines(
+    audited: Sequence[AuditedRecipe], cells: Sequence[Cell], commands: Mapping[str, str]
+) -> Iterator[PageLine]:
+    """Kind by kind: each recipe with what it came to, and how they are asked in full."""
+    for heading, of_kind in groupby(audited, lambda recipe: recipe.kind):
+        yield PageLine("heading", heading)
+        for recipe in of_kind:
+            yield from _recipe_lines(recipe, [cell for cell in cells if cell.recipe == recipe.label])
+        yield PageLine("text", "The same in full, on public tasks:")
+        yield PageLine("command", plain(commands[heading]))
+
+
+def _recipe_lines(recipe: AuditedRecipe, own: Sequence[Cell]) -> Iterator[PageLine]:
+    yield PageLine("recipe", f"{_short(recipe.label)}{_cost(own)}")
+    if _short(recipe.label) != recipe.label:
+        yield PageLine("finding", plain(recipe.label), "asked as")
+    if recipe.failure is not None:
+        yield PageLine("finding", plain(recipe.failure), "failed")
+    elif not own:
+        yield PageLine("finding", "nothing was edited, so there is nothing to compare", "same")
+    for cell in own:
+        yield PageLine("finding", _finding(cell), _LABELS.get(kind(cell), kind(cell)))
+    yield from (PageLine("finding", plain(doubt), "note") for doubt in recipe.doubts)
 
 
 def _cost(cells: Sequence[Cell]) -> str:
@@ -194,27 +214,31 @@ def _cost(cells: Sequence[Cell]) -> str:
     return ": all parameters are kept" if kept > _UNCHANGED else f": {percent(kept)} of the parameters are kept"
 
 
-def _finding_lines(cells: Sequence[Cell]) -> Iterator[PageLine]:
-    for cell in cells:
-        yield PageLine("finding", _finding(cell), _LABELS.get(kind(cell), kind(cell)))
-
-
 def _finding(cell: Cell) -> str:
     """What one cell says: the scores, the improvement, the control, what is missing, and what else must be known."""
     scores = f"{plain(cell.task)}: {metric_name(cell)} {number(cell.baseline_score)} -> {number(cell.score)}"
     parts = [scores, f"improvement {_improvement(cell)}" if improvement_text(cell) else "", _beside(cell)]
-    lacks = undecided(cell)
     # a note on clipping explains an interval beside it, and is on the board with all others
-    notes = cell.notes[:1] if kind(cell) in (BEATS, ALONE, AS_CONTROL, *HARM, "incomparable", "failed") else ()
-    return "; ".join(filter(None, [*parts, lacks, *map(plain, notes)]))
+    notes = cell.notes[:1] if kind(cell) not in ("same", "undecided") else ()
+    return "; ".join(filter(None, [*parts, _needed(cell), *map(plain, notes)]))
 
 
 def _beside(cell: Cell) -> str:
-    if kind(cell) not in (BEATS, AS_CONTROL, ALONE, "undecided"):
+    if cell.verdict != "better":
         return ""
     if not cell.against_controls:
-        return "no control was run" if kind(cell) != "undecided" else ""
+        return "no control was run"
     return "against its control " + ", ".join(_ascii(control_text(pair)) for pair in cell.against_controls)
+
+
+def _needed(cell: Cell) -> str:
+    """How many documents would decide an undecided cell; where that is not known, what the board says of it."""
+    if cell.verdict != "undecided":
+        return ""
+    if cell.documents_needed is None or cell.too_few is not None or cell.documents_needed <= (cell.n or 0):
+        return undecided(cell) or ""
+    purpose = "confirm such a difference" if cell.needed_for == "difference" else "show that it is within the margin"
+    return f"about {cell.documents_needed:,} documents would {purpose}, {cell.n:,} are here"
 
 
 def _improvement(cell: Cell) -> str:

@@ -16,6 +16,9 @@ _LABEL = 11
 """Columns of what a finding is called."""
 BREAK = " \\\n"
 """Where a command goes on in the next line."""
+_ROOM = 4
+"""Columns of a command's line that its indent and the sign of a break take."""
+_MARKDOWN_WIDTH = 100
 _BEFORE_FLAG = re.compile(r" (?=--)")
 
 
@@ -35,7 +38,7 @@ def as_markdown_page(lines: Sequence[PageLine]) -> str:
 
 def _terminal(line: PageLine, width: int) -> str:
     if line.form == "command":
-        return " " * 6 + (BREAK + " " * 8).join(_BEFORE_FLAG.split(line.text))
+        return textwrap.indent(BREAK.join(_command_lines(line.text, width - _ROOM)), "  ")
     first = {"finding": f"    {line.label:{_LABEL}}", "recipe": "  "}.get(line.form, "")
     filled = textwrap.fill(
         line.text,
@@ -48,10 +51,21 @@ def _terminal(line: PageLine, width: int) -> str:
     return f"\n{filled}" if line.form == "heading" else filled
 
 
+def _command_lines(command: str, width: int) -> list[str]:
+    """A command in lines of at most `width` letters if it can be, each but the first beginning with a flag."""
+    lines = [""]
+    for part in _BEFORE_FLAG.split(command):
+        if lines[-1] and len(lines[-1]) + 1 + len(part) > width:
+            lines.append(f"  {part}")
+        else:
+            lines[-1] = f"{lines[-1]} {part}".lstrip() if len(lines) == 1 else f"{lines[-1]} {part}"
+    return lines
+
+
 def _markdown(line: PageLine) -> str:
     if line.form == "command":
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", line.text)), default=0))
-        return f"{fence}sh\n{f'{BREAK}  '.join(_BEFORE_FLAG.split(line.text))}\n{fence}"
+        return f"{fence}sh\n{BREAK.join(_command_lines(line.text, _MARKDOWN_WIDTH))}\n{fence}"
     escaped = as_text(line.text)
     return {
         "title": f"## {escaped}",

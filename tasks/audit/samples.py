@@ -1,8 +1,9 @@
 """The audit's small samples: facts, sums, everyday sense and pages of English, all written for this project.
 
 `facts.json`, `commonsense.json` and `pages.json` hold what was written; here it becomes documents. Notable choices:
-- Which items are for training and which are scored depends on `SEED` and the item alone. No item is in both, and so is no fact: a country may be asked for its capital in one split and for its currency in the other.
-- The wrong answers of a fact or a sum are right answers of others of its kind, or numbers near by, so that form alone decides nothing.
+- Which items are for training and which are scored depends on `SEED` and the item alone. No fact, sum, sentence or page is in both; a country may be asked for its capital in one and for its currency in the other.
+- A fact counts when its answer is the likeliest of the whole vocabulary, token by token, as in `int_mult`: among a few candidates even small models know nearly all of them.
+- The wrong answers of a sum are numbers near by. Half of the everyday items are twins: the same two words, of which another is meant when the end of the sentence changes.
 - A page is one paragraph: its first three words are given, the others are predicted.
 """
 
@@ -53,32 +54,31 @@ def _divided(documents: Sequence[dict[str, Any]], name: str) -> Divided:
     return Divided(order[:cut], order[cut:])
 
 
-def _joined(parts: Sequence[Divided]) -> Divided:
-    return Divided([one for part in parts for one in part.train], [one for part in parts for one in part.test])
+def _joined(parts: Sequence[Divided], name: str) -> Divided:
+    """All parts, mixed, so that the first few documents are of every part."""
+    joined = Divided([one for part in parts for one in part.train], [one for part in parts for one in part.test])
+    for split, documents in joined._asdict().items():
+        random.Random(f"{SEED}:{name}:{split}").shuffle(documents)
+    return joined
 
 
 def _with_choices(prompt: str, right: str, wrong: Sequence[str], **more: str) -> dict[str, Any]:
     """A question with its answers in an order drawn by the question."""
     choices = [right, *wrong]
-    random.Random(f"{SEED}:{prompt}").shuffle(choices)
+    random.Random(f"{SEED}:{prompt}:{right}").shuffle(choices)
     return {"prompt": prompt, "choices": choices, "label": choices.index(right), **more}
 
 
 def fact_documents() -> Divided:
     """Facts of ten relations, 60 % of each scored."""
-    return _joined([_divided(_of_relation(relation), relation["relation"]) for relation in _written("facts.json")])
+    return _joined([_divided(_of_relation(relation), relation["relation"]) for relation in _written("facts.json")], "facts")
 
 
 def _of_relation(relation: dict[str, Any]) -> list[dict[str, Any]]:
-    answers = list(dict.fromkeys(answer for _, answer in relation["pairs"]))
     return [
-        _with_choices(prompt := relation["prompt"].format(subject), answer, _others(answers, answer, prompt), relation=relation["relation"])
+        {"prompt": relation["prompt"].format(subject), "target": f" {answer}", "relation": relation["relation"]}
         for subject, answer in relation["pairs"]
     ]
-
-
-def _others(answers: Sequence[str], right: str, prompt: str) -> list[str]:
-    return random.Random(f"{SEED}:{prompt}:wrong").sample([answer for answer in answers if answer != right], CHOICES - 1)
 
 
 def sum_documents() -> Divided:
@@ -102,15 +102,26 @@ def _near(answer: int, prompt: str) -> list[str]:
 
 
 def everyday_documents() -> Divided:
-    """Beginnings of sentences, each with an ending that makes sense and one that does not."""
-    items = [_with_choices(beginning, right, [wrong]) for beginning, right, wrong in _written("commonsense.json")]
-    return _divided(items, "commonsense")
+    """Beginnings of sentences, each with an ending that makes sense and one that does not; and twins, in which one word decides who is meant."""
+    written = _written("commonsense.json")
+    endings = _divided([_with_choices(beginning, right, [wrong]) for beginning, right, wrong in written["endings"]], "endings")
+    twins = _divided(written["twins"], "twins")
+    both = Divided(*([document for twin in part for document in _both(*twin)] for part in twins))
+    return _joined([endings, both], "everyday")
+
+
+def _both(beginning: str, first: str, second: str, of_first: str, of_second: str) -> list[dict[str, Any]]:
+    """The two documents of a pair, which stay in one split: what is said of the first, and what of the second."""
+    return [
+        _with_choices(beginning, f"{first} {of_first}", [f"{second} {of_first}"]),
+        _with_choices(beginning, f"{second} {of_second}", [f"{first} {of_second}"]),
+    ]
 
 
 def page_documents() -> Divided:
     """Paragraphs of eight registers, 60 % of each scored."""
     pages = _written("pages.json").items()
-    return _joined([_divided([_page(text, register) for text in texts], register) for register, texts in pages])
+    return _joined([_divided([_page(text, register) for text in texts], register) for register, texts in pages], "pages")
 
 
 def _page(text: str, register: str) -> dict[str, Any]:
@@ -137,6 +148,12 @@ def everyday(**metadata: Any) -> DatasetDict:
 def pages(**metadata: Any) -> DatasetDict:
     """That of `audit_text`."""
     return page_documents().as_data()
+
+
+def score_fact(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """Score one fact: `acc`, 1 where every token of the answer is the likeliest of all, and `gold_logprob`, the natural log-probability of the answer."""
+    ((likelihood, is_greedy),) = results
+    return {"acc": float(is_greedy), "gold_logprob": float(likelihood)}
 
 
 def score_page(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, tuple[float, int]]:

@@ -31,6 +31,7 @@ TASKS = (
     "eigenpruning_rte",
     "wikitext2_128",
     "bias_suite",
+    "audit",
 )
 SHORT = 400
 
