@@ -31,7 +31,10 @@ TASKS = (
     "eigenpruning_rte",
     "wikitext2_128",
     "bias_suite",
-    "audit",
+    "audit_facts",
+    "audit_arithmetic",
+    "audit_commonsense",
+    "audit_text",
 )
 SHORT = 400
 
