@@ -147,8 +147,6 @@ class ReceiptMatrix(ReceiptPart):
     before the result is rounded to the stored dtype; an estimate for `randomised`, None for `svd`.
     stored: `factors` (two low-rank layers that the model computes with) or `dense`. rank_asked: the rank that the
     budget means, of which rank_after is what alignment left; None where nothing asked for one.
-    sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first of
-    them alone; absent where none does.
     """
 
     step: Whole | None = None
@@ -173,7 +171,6 @@ class ReceiptMatrix(ReceiptPart):
     excess_error: float | None = None
     stored: str | None = None
     rank_asked: Whole | None = None
-    sharing: Whole | None = None
 
 
 class MatrixRecord(ReceiptMatrix):
@@ -181,7 +178,8 @@ class MatrixRecord(ReceiptMatrix):
 
     rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; absent of others. The lost
     ones are zero, and parameters_after counts the matrix without them. Of a feeding matrix the two counts are with the
-    bias.
+    bias. sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first
+    of them alone; absent where none does.
     """
 
     step: Whole
@@ -201,6 +199,7 @@ class MatrixRecord(ReceiptMatrix):
     rank_asked: Whole | None
     rows_kept: Whole | None = None
     columns_kept: Whole | None = None
+    sharing: Whole | None = None
 
 
 class ReceiptCalibration(ReceiptPart):
