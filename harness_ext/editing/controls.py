@@ -25,7 +25,7 @@ from harness_ext.recipe.recipe import (
     refuse_several,
     shipped_names,
 )
-from harness_ext.recipe.schema import Step, component_of, described
+from harness_ext.recipe.schema import HEAL, Step, component_of, described
 from harness_ext.storage.rundir import searched_on
 from leaderboard.readers.receipt import FACTORS
 
@@ -114,7 +114,7 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
         "name": own.name,
         "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.",
         "source": own.source,
-        "steps": _of_the_size(own.steps[0], receipt),
+        "steps": [*_of_the_size(own.steps[0], _before_healing(receipt)), *_healing(recipe)],
     }
     return recipe_from(data, origin=label, label=label)
 
@@ -136,6 +136,16 @@ def _check_has_ranks(control: Recipe) -> None:
             "the recipe takes whole units away, which leaves no rank to meet; random-subspace, which draws the units at"
             " random, and noise can be its controls"
         )
+
+
+def _healing(recipe: Recipe) -> list[dict[str, Any]]:
+    """The steps of a recipe that train what others edited: its control is trained alike."""
+    return [step.model_dump(mode="json", exclude_none=True) for step in recipe.steps if step.healing is not None]
+
+
+def _before_healing(receipt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The receipt with the edits alone, without what was then made of them by training."""
+    return {**receipt, "matrices": [record for record in receipt["matrices"] if record.get("method") != HEAL]}
 
 
 def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from harness_ext.calibration.sinks import SeenTokens
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
-from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
+from harness_ext.methods import AnyEdit, DenseEdit, Edit, Method, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep, NotedKeep
 from harness_ext.model.components import feeders_of, is_rotated
 from harness_ext.model.digests import moved
@@ -115,10 +115,11 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=_parameters_after(step, matrix, edit, stored),
         fallback=edit.fallback or context.model.decomposer.fallback_of(weight),
-        decomposition=edit.decomposition or (SVD if "svd" in described.engine_arguments or described.trains else None),
+        decomposition=edit.decomposition or (SVD if _is_decomposed(described) else None),
         excess_error=edit.excess_error,
         stored=stored,
         rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
+        **_sharing(step, statistics),
     ).model_copy(update=cut)
     return EditedMatrix(record, seen, _shift_size(shift, seen), after, _edited_beside(context, matrix, edit))
 
@@ -196,6 +197,17 @@ def _component(context: StepContext, matrix: Matrix) -> Component:
     )
 
 
+def _sharing(step: Step, statistics: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many matrices share a factor with this one, where they do; a factored step stores it in each."""
+    count = int(statistics["shared_place"][1]) if "shared_place" in statistics and not step.factored else 1
+    return {"sharing": count} if count > 1 else {}
+
+
+def _is_decomposed(method: Method) -> bool:
+    """Whether a method, or what it was trained from, has the full decomposition."""
+    return "svd" in method.engine_arguments or method.trains or method.heals
+
+
 def _shift_size(shift: Tensor | None, seen: SeenTokens | None) -> float | None:
     if shift is None or seen is None or not seen.typical_output:
         return None
@@ -233,6 +245,8 @@ def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) ->
     if isinstance(edit, ComponentEdit):
         rows, columns = matrix.shape
         return (edit.rows or rows) * (edit.columns or columns)
+    if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
+        return edit.numbers
     return dense if step.factored and stored == DENSE else stored_parameters(matrix.shape, edit.rank)
 
 

@@ -6,6 +6,7 @@ they are asked for. What is kept from earlier runs takes next to no time.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -198,7 +199,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: in
         parameters=sum(sizes.values()),
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
         calibration_documents=sum(step.calibration.samples for step in recipe.steps if step.calibration is not None),
-        training_epochs=sum(step.training.epochs for step in recipe.steps if step.training is not None),
+        training_epochs=math.ceil(sum(step.training_passes for step in recipe.steps)),
         searches=tuple(
             _planned_search(number, step, [item.matrix for item in matrices if item.step == number], layout.layers)
             for number, step in enumerate(recipe.steps)
@@ -290,10 +291,22 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
     planned: list[PlannedMatrix] = []
     for number, step in enumerate(recipe.steps):
         with located(recipe.place(number)):
-            for matrix in _selected(layout, step):
-                lost = _taken_away(step, matrix, layout, loaded)
-                planned.append(replace(_planned(number, step, matrix, loaded), taken_away=lost))
+            own = [
+                replace(_planned(number, step, matrix, loaded), taken_away=_taken_away(step, matrix, layout, loaded))
+                for matrix in _selected(layout, step)
+            ]
+            planned += own if step.healing is None else _healed(own, planned)
     return tuple(planned)
+
+
+def _healed(own: Sequence[PlannedMatrix], earlier: Sequence[PlannedMatrix]) -> list[PlannedMatrix]:
+    """Of the matrices of a step that heals, those that were edited before, at the ranks that they were left at."""
+    left = {item.matrix.key: item for item in earlier}
+    return [
+        replace(item, rank_after=before.rank_after, stays_dense=before.stays_dense)
+        for item in own
+        if (before := left.get(item.matrix.key)) is not None
+    ]
 
 
 def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
@@ -301,7 +314,7 @@ def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     check_components(layout, matrices, component_of(step))
     if not step.is_search:
         check_experts(step, matrices)
-    if step.training is not None:
+    if step.trains:
         check_trainable(matrices)
     if step.factored:
         check_replaceable(matrices)
@@ -318,7 +331,7 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
             _rank_without_weights(step, matrix)
             if keep is None
             else None
-            if keep.needs_singular_values
+            if keep.needs_singular_values or registered_methods()[step.method].shares
             else keep.rank_for(matrix.shape)
         )
     stored = checkpoint.tensors[matrix.parameter]
@@ -377,9 +390,9 @@ def held_by_training(step: Step, own: Sequence[PlannedMatrix]) -> int:
     """What a step that trains its matrices holds, activations aside: two factors of each in fp32, their gradients and
     two moments each; nothing where it does not train.
     """
-    if step.training is None:
+    if not step.trains:
         return 0
-    added = step.training.added_rank
+    added = step.training.added_rank if step.training is not None else 0
     return sum(4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape) for item in own)
 
 

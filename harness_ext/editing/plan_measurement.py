@@ -23,7 +23,7 @@ from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
-from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
+from harness_ext.methods.registry import HEALED, RANKED, SEARCHED, SHARED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
 from harness_ext.model.components import COMPONENTS
 from harness_ext.model.geometry import Heads
@@ -236,6 +236,12 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
         found[name] = torch.tensor(max(1, rank // 50))
     if names & TRAINED:
         found |= {"trained_left": torch.randn(shape[0], rank), "trained_right": torch.randn(rank, shape[1])}
+    if names & SHARED:
+        left, right = torch.randn(shape[0], rank), torch.randn(rank, shape[1])
+        found |= {"shared_left": left, "shared_right": right, "shared_place": torch.tensor([0, 1])}
+    if names & HEALED:
+        left, right = torch.randn(shape[0], rank), torch.randn(rank, shape[1])
+        found |= {"healed_left": left, "healed_right": right, "healed_adds": torch.tensor(False)}
     for item in statistics_among(names):
         if item.needs_components:
             found[item.name] = torch.randn(rank)

@@ -20,7 +20,7 @@ from typing import Literal
 from harness_ext.errors import UserError
 from harness_ext.model.size import stored_parameters
 
-Rule = Literal["uniform", "d-rank", "svd-llm-v2", "least-error"]
+Rule = Literal["uniform", "d-rank", "svd-llm-v2", "least-error", "marchenko-pastur"]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,34 @@ def svd_llm_v2(spectra: Mapping[str, Spectrum], param_fraction: float) -> dict[s
     return wanted
 
 
+def marchenko_pastur(spectra: Mapping[str, Spectrum], threshold: float = 1.0) -> dict[str, float]:
+    """How many components of each lie above so many times the edge of its noise, at least one (see
+    `weighted_svd.marchenko_pastur`). The law is of independent entries: of weights by themselves, and only in its form
+    of anything weighted.
+    """
+    import torch
+
+    from harness_ext.methods.weighted_svd import above_edge
+
+    return {
+        key: float(max(1, above_edge(torch.tensor(list(one.values), dtype=torch.float64), one.shape, threshold)))
+        for key, one in spectra.items()
+    }
+
+
+def at_most(
+    spectra: Mapping[str, Spectrum], largest: Mapping[str, float], param_fraction: float, align: int = 1
+) -> dict[str, int]:
+    """These ranks, rounded down to multiples of `align` (one at least), where the budget allows them; else ranks in
+    their proportions. What they leave of the budget is not used. Arguments, and what is returned and raised, as
+    `scaled` has them.
+    """
+    ranks = {key: _whole(one, largest[key], align) for key, one in spectra.items()}
+    if _stored(spectra, ranks) <= param_fraction * sum(one.size for one in spectra.values()):
+        return _smaller(spectra, ranks)
+    return scaled(spectra, largest, param_fraction, align)
+
+
 def scaled(
     spectra: Mapping[str, Spectrum], wanted: Mapping[str, float], param_fraction: float, align: int = 1
 ) -> dict[str, int]:
@@ -180,21 +208,31 @@ def least_error(
     param_fraction: float,
     align: int = 1,
     error: Callable[[str, float], float] | None = None,
+    within: tuple[float, float] = (0.0, math.inf),
 ) -> dict[str, int]:
     """The ranks of least summed error under the budget, dense among the choices: each matrix goes down the lower convex
     hull of (numbers stored, error), the step of least error per number saved first. Exact but for one step: no other
     choice of as few numbers has less error.
 
-    error: of a matrix, by its name, at the share of its squared values that is lost; that share by default. Raises
+    error: of a matrix, by its name, at the share of its squared values that is lost; that share by default, and
+    infinite where the matrix must stay dense. within: the least and the largest rank, as shares of break-even. Raises
     UserError where the budget is too small.
     """
     budget = param_fraction * sum(one.size for one in spectra.values())
     measure = error or (lambda _, lost: lost)
-    hulls = {key: _hull(_options(key, one, align, measure)) for key, one in spectra.items()}
-    if sum(hull[-1][0] for hull in hulls.values()) > budget:
+    hulls = {
+        key: _hull([one for one in _options(key, one, align, measure) if _allowed(one, spectra[key], within)])
+        for key, one in spectra.items()
+    }
+    smallest = sum(hull[-1][0] for hull in hulls.values())
+    if smallest > budget:
+        least = smallest / sum(one.size for one in spectra.values())
         raise UserError(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
             " raise it, or choose other matrices"
+            if within[0] == 0
+            else f"a budget of {param_fraction:g} of the parameters is too small: the smallest ranks allowed leave"
+            f" {least:.3g} of them; raise it, or allow smaller ranks"
         )
     steps = sorted(
         ((after[1] - before[1]) / (before[0] - after[0]), order, place, key)
@@ -224,6 +262,68 @@ def _options(key: str, one: Spectrum, align: int, error: Callable[[str, float], 
         if rank % align == 0 and rank * one.cost < one.size:
             options.append((rank * one.cost, error(key, tail / total if total > 0 else 0.0), rank))
     return [(one.size, 0.0, min(one.shape)), *options]
+
+
+def _allowed(option: _Option, one: Spectrum, within: tuple[float, float]) -> bool:
+    least, most = within
+    dense = option[0] == one.size
+    return dense or (math.isfinite(option[1]) and least * one.break_even <= option[2] <= most * one.break_even)
+
+
+def depth_weight(layer: int | None, layers: int, exponent: float, strength: float) -> float:
+    """LEMS's weight of a layer, counted from 0: `1 + strength h`, h from 1 in the first layer to 0 in the last, between
+    them as the sum of `(k + 1)^-exponent` over the layers k from this one on. 1 for a matrix outside the layers.
+    """
+    if layer is None or layers < 2:
+        return 1.0
+    sums = list(itertools.accumulate((number + 1) ** -exponent for number in reversed(range(layers))))[::-1]
+    return 1 + strength * (sums[layer] - sums[-1]) / (sums[0] - sums[-1])
+
+
+def lems(
+    spectra: Mapping[str, Spectrum],
+    divergences: Mapping[str, tuple[int, float]],
+    weights: Mapping[str, float],
+    param_fraction: float,
+    align: int = 8,
+    within: tuple[float, float] = (0.1, 0.95),
+) -> dict[str, int]:
+    """LEMS (ICML 2026): the ranks of least summed error `weight D tail(r) / tail(r_0)`, by `least_error`.
+
+    divergences: of each matrix the rank r_0 at which it was measured by itself, and what was measured, D; infinite or
+    NaN where the matrix must stay dense. Uniform ranks where these should promise less, since `least_error` is exact
+    but for one step (ours, as is the hull in the place of a solver). Raises UserError where the budget is too small.
+    """
+
+    price = {key: weights[key] * _per_share(one, *divergences[key]) for key, one in spectra.items()}
+    ranks = least_error(spectra, param_fraction, align, lambda key, lost: price[key] * lost, within)
+    try:
+        even = scaled(spectra, uniform(spectra), param_fraction, align)
+    except UserError:
+        return ranks
+    fits = all(
+        key in even and within[0] * one.break_even <= even[key] <= within[1] * one.break_even
+        for key, one in spectra.items()
+    )
+
+    def promised(choice: Mapping[str, int]) -> float:
+        return sum(price[key] * _lost(spectra[key], rank) for key, rank in choice.items())
+
+    return even if fits and promised(even) < promised(ranks) else ranks
+
+
+def _lost(one: Spectrum, rank: int) -> float:
+    """The share of the squared values beyond a rank."""
+    total = one.tail(0)
+    return one.tail(rank) / total if total > 0 else 0.0
+
+
+def _per_share(one: Spectrum, rank: int, measured: float) -> float:
+    """What is measured at a rank, for the whole of the squared values; what is below zero is rounding."""
+    lost = _lost(one, rank)
+    if not math.isfinite(measured):
+        return math.inf
+    return max(0.0, measured) / lost if lost > 0 else 0.0
 
 
 def _hull(options: Sequence[_Option]) -> list[_Option]:

@@ -11,7 +11,9 @@ singular values that they stand for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from harness_ext.linalg.devices import full_rate_fp64
 from harness_ext.methods import Edit, call, method
@@ -41,6 +43,7 @@ def feature_space(
     remember: Callable[..., tuple[Tensor, ...]] = call,
     centred: bool = True,
     bias: bool = True,
+    ridge: Annotated[float, Field(gt=0)] | None = None,
 ) -> Edit:
     """`W' = U_r U_r^T W`, and with `bias` also `b' = b + (I - U_r U_r^T) W x_mean` (arXiv:2405.13039 centred;
     arXiv:2403.07378 not).
@@ -50,13 +53,15 @@ def feature_space(
     80 % of their parameters leave a perplexity of WikiData's answers of 984 (of 734), and of 815,000 without the sinks.
     centred: U_r from the covariance of the outputs rather than their second moment. Centred and with the bias, it is
     the best affine map of rank r on these inputs; centred without it is what the released code of arXiv:2405.13039
-    does, which loses the mean output. `keep.energy` is a share of the sum of the eigenvalues, the outputs'
-    (co)variance, not of the weight's own energy.
+    does, which loses the mean output. ridge: added to the diagonal of the second moment, as if every input had so much
+    noise of its own, by which directions of W count that the texts never show. `keep.energy` is a share of the sum of
+    the eigenvalues, the outputs' (co)variance, not of the weight's own energy.
 
     Where the outputs span fewer directions than are kept, the rest are the leading singular directions of what is left
     of W (ours): recorded as a fallback.
     """
     mean, dense = input_mean_with_sinks.double(), weight.double()
+    input_second_moment = ridged(input_second_moment, ridge)
     eigenvalues, eigenvectors = (
         remember(centred_spectrum, weight, input_second_moment, input_mean_with_sinks)
         if centred
@@ -81,6 +86,16 @@ def leading_directions(
     if rank <= spanned:
         return eigenvectors[:, :rank], None
     return _completed(weight, eigenvectors[:, :spanned], rank), WEIGHT_DIRECTIONS
+
+
+def ridged(moment: Tensor, ridge: float | None) -> Tensor:
+    """`M + ridge I` of a second moment `[n, n]`; the moment itself without a ridge."""
+    import torch
+
+    if ridge is None:
+        return moment
+    moment = moment.double()
+    return moment + ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 
 def centred_spectrum(weight: Tensor, moment: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,17 +44,24 @@ if TYPE_CHECKING:
 
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
+HEALED = frozenset({"healed_left", "healed_right", "healed_adds"})
+SHARED = frozenset({"shared_left", "shared_right", "shared_place"})
 TRIED = frozenset({"accepted_components"})
 RANKED = frozenset({"count_among_all"})
 """What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
-`[r, n]`) comes alone. What is tried (`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the
-method asks for as well, those of all matrices of the step together.
+`[r, n]`) comes alone, and so does what is healed (two factors, and whether they are added to the matrix). What is tried
+(`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the method asks for as well, those of
+all matrices of the step together; what is shared (two factors, and the place in a group) from those of a few.
 """
 
 SINKS_OF_OTHERS: dict[str, Sinks] = {
     "accepted_components": "left out of its mean",
+    "healed_left": "counted",
+    "healed_right": "counted",
     "removed_components": "left out of its mean",
+    "shared_left": "counted",
+    "shared_right": "counted",
     "trained_left": "counted",
     "trained_right": "counted",
 }
@@ -128,12 +135,22 @@ class Method:
     @property
     def gathered(self) -> frozenset[str]:
         """Those of its statistics that a pass over the documents gathers."""
-        return self.statistics - SEARCHED - TRAINED - TRIED - RANKED
+        return self.statistics - SEARCHED - TRAINED - HEALED - SHARED - TRIED - RANKED
 
     @property
     def trains(self) -> bool:
         """Whether its factors are trained on the calibration documents."""
         return bool(self.statistics & TRAINED)
+
+    @property
+    def shares(self) -> bool:
+        """Whether matrices of a few layers are edited together."""
+        return bool(self.statistics & SHARED)
+
+    @property
+    def heals(self) -> bool:
+        """Whether it trains what earlier steps of the recipe edited."""
+        return bool(self.statistics & HEALED)
 
     @property
     def contrasts(self) -> bool:
@@ -151,7 +168,7 @@ class Method:
         if not self.statistics:
             return NEEDS[0]
         answers = self.searches or any(item.needs_gradients for item in statistics_among(self.statistics))
-        return NEEDS[4 if self.trains else 1 if self.contrasts else 3 if answers else 2]
+        return NEEDS[4 if self.trains or self.heals else 1 if self.contrasts else 3 if answers else 2]
 
     def moves_bias(self, parameters: Mapping[str, Any]) -> bool:
         """Whether an edit with these settings moves a bias, so that what has none (an expert) must be refused: always,
@@ -214,7 +231,7 @@ def check_revision(revision: object) -> None:
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     arguments = keyword_arguments(function, f"method {name!r}")
     asked = {argument.name for argument in arguments}
-    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED | TRIED | RANKED))
+    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED | HEALED | SHARED | TRIED | RANKED))
     engine = statistics | (asked & ENGINE_ARGUMENTS)
     parameters = {
         argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine

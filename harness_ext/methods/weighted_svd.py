@@ -40,18 +40,24 @@ def marchenko_pastur(weight: Tensor, /, *, truncate: Truncate, threshold: Positi
     Donoho, arXiv:1305.5870): up to half of the components may be signal without moving it much. A matrix without a
     component above the edge keeps its largest (ours), which the receipt says.
     """
-    rows, columns = weight.shape
     largest_only = False
 
     def rank_of(singular_values: Tensor) -> int:
         nonlocal largest_only
-        edge = noise_level(singular_values, (rows, columns)) * (rows**0.5 + columns**0.5)
-        above = int((singular_values > threshold * edge).sum())
+        above = above_edge(singular_values, (weight.shape[0], weight.shape[1]), threshold)
         largest_only = above == 0
         return max(above, 1)
 
     kept = truncate(weight, rank_of)
     return replace(kept, fallback=LARGEST_ONLY) if largest_only else kept
+
+
+def above_edge(singular_values: Tensor, shape: tuple[int, int], threshold: float = 1.0) -> int:
+    """How many singular values `[min(m, n)]` of a matrix of this shape lie above so many times the edge of its noise;
+    see `marchenko_pastur`.
+    """
+    edge = noise_level(singular_values, shape) * (shape[0] ** 0.5 + shape[1] ** 0.5)
+    return int((singular_values > threshold * edge).sum())
 
 
 def noise_level(singular_values: Tensor, shape: tuple[int, int]) -> float:
@@ -111,12 +117,8 @@ def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: K
     A column whose scale is below `SCALE_FLOOR` of the largest is given that much, so that the scale can be undone;
     where all are zero, it is plain truncation. Decomposed in fp64, since a scale may span as many digits as fp32 has.
     """
-    import torch
-
     rows, columns = weight.shape
-    largest = scale.max()
-    unscaled = bool(largest == 0)
-    scale = torch.ones_like(scale) if unscaled else (scale / largest).clamp(min=SCALE_FLOOR)
+    scale, unscaled = usable_scale(scale)
     made_from = MadeFrom(weight, "columns scaled", (scale,))
     kept = truncate(weight.double() * scale, keep.rank_rule((rows, columns)), made_from)
     return replace(
@@ -125,3 +127,15 @@ def scaled_truncation(weight: Tensor, scale: Tensor, truncate: Truncate, keep: K
         right=(kept.right / scale).to(weight),
         fallback=UNSCALED if unscaled else kept.fallback,
     )
+
+
+def usable_scale(scale: Tensor) -> tuple[Tensor, bool]:
+    """A scale of columns `[n]` that can be undone: over its largest, and no smaller than `SCALE_FLOOR`; ones, and true,
+    where all are zero.
+    """
+    import torch
+
+    largest = scale.max()
+    if bool(largest == 0):
+        return torch.ones_like(scale), True
+    return (scale / largest).clamp(min=SCALE_FLOOR), False

@@ -8,31 +8,18 @@ matrices that stay dense are not in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from harness_ext.calibration.sinks import SeenTokens
 from harness_ext.errors import UserError
 from harness_ext.methods import allocation
 from harness_ext.methods.search_registry import Fraction, SearchResult, search
+from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
-
-Factorisation = Literal["feature_space", "anchored", "two_sided_svd", "truncate_svd"]
-_STATISTICS: dict[str, frozenset[str]] = {
-    "feature_space": frozenset({"input_second_moment"}),
-    "anchored": frozenset({"input_second_moment"}),
-    "two_sided_svd": frozenset({"input_second_moment", "gradient_second_moment"}),
-    "truncate_svd": frozenset(),
-}
-"""What the spectra of each are made of, in the unedited model."""
-_SETTINGS: dict[str, dict[str, Any]] = {"feature_space": {"centred": False, "bias": False}}
 
 
 @search(
@@ -50,16 +37,24 @@ def allocate_ranks(
     align: Annotated[int, Field(ge=1)] = 1,
     value_shift: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     last_blocks: Annotated[int, Field(ge=1)] | None = None,
+    threshold: Annotated[float, Field(gt=0)] | None = None,
 ) -> SearchResult:
     """The rules are those of `harness_ext.methods.allocation`. param_fraction: of the numbers in all matrices together,
     stored as factors where that is smaller. align: ranks are multiples of it. value_shift: of `d-rank`, the share of
     queries and keys that is handed to values. last_blocks: only so many layers, the last ones, are cut, and pay for
-    all. Raises UserError for a budget that cannot be met so.
+    all. threshold: of `marchenko-pastur`, the edge in units of that of the noise, 1 unless given; by that rule a
+    param_fraction of 1 leaves ranks as they are, which is without a budget. Raises UserError for a budget that cannot
+    be met so.
     """
-    spectra = dict(_spectra(evaluator, factorisation))
+    if threshold is not None and rule != "marchenko-pastur":
+        raise UserError(f"threshold: it belongs to the rule marchenko-pastur, and {rule} has none; leave it out")
+    spectra = {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, factorisation)}
     dense = _before_the_last(evaluator, last_blocks)
     if rule == "least-error":
         ranks = _least_error(spectra, dense, param_fraction, align)
+    elif rule == "marchenko-pastur":
+        above = allocation.marchenko_pastur(spectra, 1.0 if threshold is None else threshold)
+        ranks = allocation.at_most(spectra, above | dict.fromkeys(dense, math.inf), param_fraction, align)
     else:
         wanted = {
             "uniform": lambda: allocation.uniform(spectra),
@@ -68,21 +63,17 @@ def allocate_ranks(
         }[rule]()
         ranks = allocation.scaled(spectra, wanted | dict.fromkeys(dense, math.inf), param_fraction, align)
     evaluator.context.progress.advance(1)
-    order = [matrix.key for matrix in evaluator.matrices if matrix.key in ranks]
-    assert evaluator.step.calibration is not None
-    learned = {"calibration": evaluator.step.calibration.model_dump(mode="json")} if _STATISTICS[factorisation] else {}
-    step = {
-        "method": factorisation,
-        "matrices": order,
-        "keep": {"ranks": {key: ranks[key] for key in order}},
-        **_SETTINGS.get(factorisation, {}),
-        **learned,
-    }
     return SearchResult(
-        (step,) if order else (),
-        (f"{len(order)} of {len(spectra)} matrices are cut, and {len(spectra) - len(order)} stay dense",),
-        reason="" if order else f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix",
+        (step_of(evaluator, factorisation, ranks),) if ranks else (),
+        (f"{len(ranks)} of {len(spectra)} matrices are cut, and {len(spectra) - len(ranks)} stay dense",),
+        reason="" if ranks else _nothing_smaller(rule, param_fraction),
     )
+
+
+def _nothing_smaller(rule: allocation.Rule, param_fraction: float) -> str:
+    if rule == "marchenko-pastur" and param_fraction == 1:
+        return "every matrix has more components above the edge of its noise than two smaller factors could hold"
+    return f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix"
 
 
 def _before_the_last(evaluator: CandidateEvaluator, last_blocks: int | None) -> list[str]:
@@ -106,35 +97,3 @@ def _least_error(
             f" {param_fraction:g}: raise last_blocks or param_fraction"
         )
     return allocation.least_error(cut, min(1.0, left / (whole - kept)), align)
-
-
-def _spectra(evaluator: CandidateEvaluator, factorisation: Factorisation) -> Iterator[tuple[str, allocation.Spectrum]]:
-    names = _STATISTICS[factorisation]
-    parts = evaluator.gather_in_parts(evaluator.matrices, names) if names else [(evaluator.matrices, {})]
-    for matrices, found in parts:
-        for matrix in matrices:
-            learned = found.get(matrix.key, {})
-            values = _values(evaluator.weight(matrix), factorisation, learned)
-            seen = SeenTokens.of(learned)
-            tokens = 1 if seen is None else seen.tokens
-            yield matrix.key, allocation.Spectrum(matrix.shape, values.tolist(), _kind(matrix), tokens)
-
-
-def _kind(matrix: Matrix) -> str:
-    return matrix.role or matrix.parameter
-
-
-def _values(weight: Tensor, factorisation: Factorisation, learned: Mapping[str, Tensor]) -> Tensor:
-    """The singular values `[min(m, n)]` of what the factorisation truncates, descending."""
-    import torch
-
-    from harness_ext.methods.feature_space import output_spectrum
-    from harness_ext.methods.two_sided_svd import weighted_outputs
-
-    dense = weight.double()
-    if factorisation == "truncate_svd":
-        return torch.linalg.svdvals(dense)
-    moment = learned["input_second_moment"].to(weight.device)
-    if factorisation == "two_sided_svd":
-        return weighted_outputs(dense, moment, learned["gradient_second_moment"].to(weight.device)).eigenvalues.sqrt()
-    return output_spectrum(dense, moment)[0].sqrt()

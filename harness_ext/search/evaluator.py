@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.by_layer import Learned, LearnedComponents, gathered, no_components, walk_through
@@ -73,7 +73,7 @@ class CandidateEvaluator:
     weight, truncations, generator: a matrix, its truncations at several ranks, and what an ordinary step would draw
     from. gather: statistics, as a method would be given them. try_out: alternatives for one matrix side by side;
     try_together: edits of several matrices at once; each makes trials. take: let an edit stand while others are tried.
-    as_it_is: the model as it stands now.
+    as_it_is: the model as it stands now. measure_divergence: trials from here on say how far they are from it.
 
     Everything else is the engine's. lm, weights and decomposer are those of the context; trials are kept in its
     `resume`. stage: is told the number of them made, and the best. resumed: how many an earlier process made.
@@ -100,6 +100,7 @@ class CandidateEvaluator:
         self._standing = StandingEdits(self.lm.model)
         self._resumable = ResumableTrials(self.context.resume)
         self._other_passes = 0.0
+        self._references: list[Tensor] = []
         self._questions = in_tokens(self.lm, self.documents, self.matrices)
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
         self.before = self.as_it_is()
@@ -170,29 +171,52 @@ class CandidateEvaluator:
         """What the passes had to do without."""
         return self._replay.notes
 
+    def measure_divergence(self) -> None:
+        """From here on every trial says how far its predictions of the right answers are from those of the model as it
+        stands now (`Batch.divergence`).
+
+        What is compared with, logits at the tokens of the answers, is held in main memory in the model's own dtype, of
+        all documents: on every rank, so that any may score any.
+        """
+        import torch
+
+        with torch.inference_mode(), self._counting("predictions to compare with", len(self._batches)) as stage:
+            for place in range(len(self._batches)):
+                self._references.append(self._replay.plain(place)[0].cpu())
+                stage.advance()
+
     def as_it_is(self) -> Trial:
         """The model as it stands now, by plain passes."""
         import torch
 
         with torch.inference_mode(), self._counting("scoring all documents", len(self._batches)) as stage:
 
-            def score(place: int) -> tuple[Tensor, Tensor]:
+            def score(place: int) -> ScoredPart:
                 stage.advance()
-                return self._batches[place].score(self._replay.plain(place))
+                return self._scores(place, [0], self._replay.plain(place))
 
             parts = scores_of_all(current(), self._replay, len(self._batches), score)
-        right, loss = self._in_order(parts)
-        return trial_of({}, right[0], loss[0])
+        right, loss = (self._in_order([part[side] for part in parts])[0] for side in (1, 2))
+        apart = [part.divergence for part in parts if part.divergence is not None]
+        return trial_of({}, right, loss, divergence=self._in_order(apart)[0] if apart else None)
+
+    def _scores(self, place: int, some: list[int], logits: Tensor) -> ScoredPart:
+        batch = self._batches[place]
+        right, loss = batch.score(logits)
+        apart = None
+        if self._references:
+            apart = batch.divergence(logits, self._references[place].to(logits.device)).cpu()
+        return ScoredPart(some, right.cpu(), loss.cpu(), apart)
 
     def _counting(self, what: str, batches: int) -> AbstractContextManager[Stage]:
         return self.context.progress.stage(what, batches, "batches")
 
-    def _in_order(self, parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Of all documents in their order, `[a, documents]`, from those of each batch."""
         import torch
 
         places = torch.tensor([place for batch in self._batches for place in batch.places])
-        right, loss = (torch.cat([part[side].cpu() for part in parts], 1)[:, places.argsort()] for side in (0, 1))
-        return right, loss
+        return torch.cat(list(parts), 1)[:, places.argsort()]
 
     def try_out(
         self,
@@ -278,6 +302,7 @@ class CandidateEvaluator:
             torch.zeros(total, dtype=torch.bool),
         )
         ran = torch.zeros(count, total, dtype=torch.bool)
+        apart = torch.zeros(count, total, dtype=torch.float64) if self._references else None
         active = torch.arange(count)
         order = self._hardest_first()
 
@@ -286,11 +311,9 @@ class CandidateEvaluator:
             return active.split(max(1, self._budget // self._batches[place].tokens.numel()))
 
         def score(place: int, active: Tensor) -> list[ScoredPart]:
-            batch, parts = self._batches[place], split(place, active)
-            made = (batch.score(self._replay.logits(place, matrix, alternatives.only(some.tolist()))) for some in parts)
+            parts = [some.tolist() for some in split(place, active)]
             return [
-                ScoredPart(some.tolist(), right.cpu(), loss.cpu())
-                for some, (right, loss) in zip(parts, made, strict=True)
+                self._scores(place, some, self._replay.logits(place, matrix, alternatives.only(some))) for some in parts
             ]
 
         trial = SharedTrial(current(), self._replay, order, score)
@@ -298,11 +321,13 @@ class CandidateEvaluator:
             self._replay.prepare(matrix, alternatives.only(split(order[0], active)[0].tolist()))
             for number, place in enumerate(order):
                 batch = self._batches[place]
-                for some, right, loss in trial.scores(number, active):
-                    rows = torch.tensor(some)[:, None]
-                    partial.right[rows, list(batch.places)] = right
-                    partial.loss[rows, list(batch.places)] = loss
+                for part in trial.scores(number, active):
+                    rows = torch.tensor(part.some)[:, None]
+                    partial.right[rows, list(batch.places)] = part.right
+                    partial.loss[rows, list(batch.places)] = part.loss
                     ran[rows, list(batch.places)] = True
+                    if apart is not None and part.divergence is not None:
+                        apart[rows, list(batch.places)] = part.divergence
                 partial.seen[list(batch.places)] = True
                 stage.advance()
                 if hopeless is not None and not bool(partial.seen.all()):
@@ -311,7 +336,13 @@ class CandidateEvaluator:
                         break
             trial.forget(number + 1)
         return [
-            trial_of(setting, partial.right[number], partial.loss[number], ran[number])
+            trial_of(
+                setting,
+                partial.right[number],
+                partial.loss[number],
+                ran[number],
+                None if apart is None else apart[number],
+            )
             for number, setting in enumerate(settings)
         ]
 
@@ -326,7 +357,7 @@ class CandidateEvaluator:
                     found = self.as_it_is()
             finally:
                 self._replay.forget()
-            return [Trial(setting, found.right, found.loss)]
+            return [Trial(setting, found.right, found.loss, found.divergence)]
 
         (made,) = self._kept([self._standing.notes, setting], make)
         return made
@@ -343,12 +374,16 @@ class CandidateEvaluator:
         matrices: Sequence[Matrix],
         names: frozenset[str],
         components: Callable[[Matrix], Svd] | LearnedComponents = no_components,
+        part: Sequence[int] | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         """Statistics of matrices on the documents, of the model as it stands, as a method would be given them.
-        components: what statistics of components are of.
+        components: what statistics of components are of. part: the places of the documents, all unless given.
         """
-        self._count_passes(names, components)
-        return gathered(self.lm, matrices, names, self._document_batches, components)
+        batches = self._document_batches
+        if part is not None:
+            batches = replace(batches, documents=[self.documents[place] for place in part])
+        self._count_passes(names, components, len(batches.documents) / len(self.documents))
+        return gathered(self.lm, matrices, names, batches, components)
 
     def gather_in_parts(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
         """As `gather`, in parts that fit together: what one part holds is let go before the next is asked for."""
@@ -377,8 +412,8 @@ class CandidateEvaluator:
         assert self.step.calibration is not None
         return DocumentBatches(self.documents, self.step.calibration.batch_size, progress=self.context.progress)
 
-    def _count_passes(self, names: frozenset[str], components: object) -> None:
-        self._other_passes += 2 if isinstance(components, LearnedComponents) else 1
+    def _count_passes(self, names: frozenset[str], components: object, share: float = 1.0) -> None:
+        self._other_passes += share * (2 if isinstance(components, LearnedComponents) else 1)
         self.backward_passes += needs_backward(names)
 
     def __enter__(self) -> CandidateEvaluator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.search.trials import Trial, finite
@@ -37,15 +38,25 @@ class ResumableTrials:
         row = self._known.get(key)
         if row is None:
             return None
-        trials = [
-            Trial(one["setting"], one["right"], math.nan if one["loss"] is None else one["loss"])
-            for one in row["trials"]
-        ]
-        return MadeTrials(trials, row["passes"], row["seconds"])
+        return MadeTrials([_read(one) for one in row["trials"]], row["passes"], row["seconds"])
 
     def keep(self, key: str, made: MadeTrials) -> None:
         """Write down what was made now."""
         if self._resume is None:
             return
-        trials = [{"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)} for trial in made.trials]
+        trials = [
+            {"setting": trial.setting, "right": trial.right, "loss": finite(trial.loss)}
+            | ({} if trial.divergence is None else {"divergence": finite(trial.divergence)})
+            for trial in made.trials
+        ]
         self._resume.append("trials", {"key": key, "trials": trials, "passes": made.passes, "seconds": made.seconds})
+
+
+def _read(row: Mapping[str, Any]) -> Trial:
+    apart = _number(row["divergence"]) if "divergence" in row else None
+    return Trial(row["setting"], row["right"], _number(row["loss"]), apart)
+
+
+def _number(stored: float | None) -> float:
+    """JSON has no number that is not finite."""
+    return math.nan if stored is None else stored

@@ -16,7 +16,7 @@ from harness_ext.recipe.recipe import Recipe, recipe_from
 from harness_ext.recipe.schema import Step
 from harness_ext.search.evaluator import CandidateEvaluator
 from harness_ext.search.scoring import CandidateScore
-from harness_ext.search.trials import Trial
+from harness_ext.search.trials import Trial, finite
 
 if TYPE_CHECKING:
     from harness_ext.calibration.context import StepContext
@@ -133,6 +133,7 @@ def _row(
         **trial.setting,
         **_score(trial.score),
         "documents": trial.score.documents,
+        **({} if trial.divergence is None else {"divergence": finite(trial.divergence)}),
         "dropped": trial.dropped,
         "accepted": accepted,
         **by_part,

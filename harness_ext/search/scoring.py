@@ -201,6 +201,21 @@ class Batch:
         loss = -sums[:, self.gold] / self.request_length[self.gold]
         return is_right & loss.isfinite(), loss
 
+    def divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
+        """How far each of a alternatives, by its logits `[a, n, vocabulary]`, is from the model that gave the reference
+        `[n, vocabulary]`: `KL(reference || alternative)` in nats, the mean over the tokens of each document's (first)
+        right answer, `[a, d]`, fp64.
+        """
+        import torch
+
+        wanted, found = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+        chance = wanted.exp()
+        # What the reference rules out counts nothing, whatever the alternative makes of it.
+        each = torch.where(chance > 0, chance * (wanted - found), 0.0).sum(-1).double()
+        sums = each.new_zeros(len(each), len(self.request_length))
+        sums.index_add_(1, self.token_request, each[:, self.token_need])
+        return sums[:, self.gold] / self.request_length[self.gold]
+
 
 def batches_by_length(
     asked: Sequence[Question], chosen: Sequence[int], tokens: int, device: torch.device | str

@@ -1,14 +1,12 @@
-"""Searches for the ranks of feature-space decompositions: matrix after matrix by trial (SFSD, arXiv:2405.13039), or all
-at once by predicted changes of the loss (zero-sum).
+"""The search for the ranks of feature-space decompositions, matrix after matrix by trial (SFSD, arXiv:2405.13039).
 
-Both end in one ordinary step of `feature_space` with a rank for each matrix. Its statistics are those of the unedited
+It ends in one ordinary step of `feature_space` with a rank for each matrix. Its statistics are those of the unedited
 model; that is also what the trials saw, since a search from the last layer to the first changes nothing that comes
 before the matrix at hand.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness_ext.calibration.by_layer import LearnedComponents
 from harness_ext.errors import UserError
-from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, search
-from harness_ext.model.size import stored_parameters
+from harness_ext.methods.search_registry import Fractions, SearchResult, search
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
     from harness_ext.search.candidates import Nested
     from harness_ext.search.evaluator import CandidateEvaluator
@@ -36,7 +31,6 @@ Chunks = Annotated[int, Field(ge=1)]
 Growth = Annotated[float, Field(ge=1)]
 Blocks = Annotated[int, Field(ge=0)]
 _MOMENTS = ("input_second_moment", "input_mean_with_sinks")
-_EFFECTS = ("input_second_moment", "singular_value_gradients")
 _NOTHING_TO_LOSE = (
     "no calibration document had to be answered right, since the unedited model answers none or the tolerance allows"
     " it: only the loss told ranks apart"
@@ -119,7 +113,7 @@ def sfsd_surgical(
         )
         hopeless = _fails_everywhere(parts, allowed, limit) if criterion == "task" else _above(limit)
         alternatives = _truncations(evaluator.weight(matrix), moments, ranks)
-        settings = [_step(evaluator, {matrix.key: rank}, centred=True, bias=True) for rank in ranks]
+        settings = [_step(evaluator, {matrix.key: rank}) for rank in ranks]
         trials = evaluator.try_out(matrix, alternatives, settings, hopeless)
         place = (
             _by_chunks(evaluator, _within(trials, limit), parts, allowed, tolerance)
@@ -130,7 +124,7 @@ def sfsd_surgical(
             assert alternatives.shifts is not None, "centred truncations move the bias"
             taken[matrix.key] = ranks[place]
             evaluator.take(matrix, alternatives.weight(place), alternatives.shifts[place], note=ranks[place])
-    steps = (_step(evaluator, dict(reversed(taken.items())), centred=True, bias=True),) if taken else ()
+    steps = (_step(evaluator, dict(reversed(taken.items()))),) if taken else ()
     return SearchResult(
         steps,
         warnings=() if criterion == "perplexity" or any(allowed) else (_NOTHING_TO_LOSE,),
@@ -234,100 +228,14 @@ def _above(limit: float) -> Hopeless:
     return hopeless
 
 
-def _step(evaluator: CandidateEvaluator, ranks: Mapping[str, int], *, centred: bool, bias: bool) -> dict[str, Any]:
+def _step(evaluator: CandidateEvaluator, ranks: Mapping[str, int]) -> dict[str, Any]:
     assert evaluator.step.calibration is not None
     order = [matrix.key for matrix in evaluator.matrices if matrix.key in ranks]
     return {
         "method": "feature_space",
         "matrices": order,
         "keep": {"ranks": {key: ranks[key] for key in order}},
-        "centred": centred,
-        "bias": bias,
+        "centred": True,
+        "bias": True,
         "calibration": evaluator.step.calibration.model_dump(mode="json"),
-    }
-
-
-@search(
-    summary=(
-        "A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses"
-        " balanced."
-    ),
-    trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
-    statistics=_EFFECTS,
-)
-def zero_sum(evaluator: CandidateEvaluator, /, *, param_fraction: Fraction = 0.8) -> SearchResult:
-    """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the
-    loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
-
-    That is `-s_i u_i^T G v_i` of the whitened matrix `W S`, `S S^T = X X^T`, since `s_i S^-T v_i = W^T u_i`; no
-    whitening is ever computed. See `allotted` for which are removed. param_fraction: of the
-    numbers in all matrices together, stored as factors where that is smaller. Nothing is tried before the outcome, one
-    step, `feature_space` as `svd-llm` has it; its score is the one trial. Both statistics are of all tokens; gradients
-    without the sinks leave SmolLM2 much the same (1,036 and 1,063, of 734, as perplexity of WikiData's answers).
-    """
-    components = LearnedComponents(
-        frozenset({"input_second_moment"}),
-        lambda matrix, learned: _output_basis(evaluator.weight(matrix), learned["input_second_moment"]),
-    )
-    gradients = evaluator.gather(evaluator.matrices, frozenset({"singular_value_gradients"}), components)
-    effects = {
-        matrix.key: (-gradients[matrix.key]["singular_value_gradients"]).tolist() for matrix in evaluator.matrices
-    }
-    ranks = allotted({matrix.key: matrix.shape for matrix in evaluator.matrices}, effects, param_fraction)
-    removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
-    evaluator.context.progress.advance(1)
-    return SearchResult(
-        (_step(evaluator, ranks, centred=False, bias=False),) if ranks else (),
-        (f"the predicted change of the loss is {removed:+.3g} nats",),
-        reason="" if ranks else f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix",
-    )
-
-
-def _output_basis(weight: Tensor, moment: Tensor) -> Svd:
-    """U and `U^T W` in the form of a decomposition, its singular values one: the gradient in them is then `u_i^T G W^T
-    u_i`.
-    """
-    from harness_ext.methods import Svd
-    from harness_ext.methods.feature_space import output_spectrum
-
-    _, directions = output_spectrum(weight.double(), moment.double().to(weight.device))
-    return Svd(directions.to(weight), weight.new_ones(directions.shape[1]), (directions.T @ weight.double()).to(weight))
-
-
-def allotted(
-    shapes: Mapping[str, tuple[int, int]], effects: Mapping[str, Sequence[float]], param_fraction: float
-) -> dict[str, int]:
-    """A rank for each matrix that is to be made smaller; the others stay dense.
-
-    effects: the predicted change of the loss by removing each direction, leading ones first. Directions go from the
-    last on in each matrix. While the sum of the changes so far is above zero the next is the last direction of some
-    matrix that lowers the loss, the one of smallest size; else one that raises it; whichever there is where there is
-    only one kind. Equal ones in the order of the matrices. Ends when the numbers stored are at most the share asked
-    for, or nothing is left to remove: one direction stays of each matrix.
-    """
-    order = {key: place for place, key in enumerate(shapes)}
-    ranks = {key: min(shape) for key, shape in shapes.items()}
-    waiting: dict[bool, list[tuple[float, int, str]]] = {True: [], False: []}
-
-    def offer(key: str) -> None:
-        if ranks[key] > 1:
-            effect = effects[key][ranks[key] - 1]
-            heapq.heappush(waiting[effect > 0], (abs(effect), order[key], key))
-
-    for key in shapes:
-        offer(key)
-    stored = sum(rows * columns for rows, columns in shapes.values())
-    target, total = param_fraction * stored, 0.0
-    while stored > target and (waiting[True] or waiting[False]):
-        raises = total <= 0
-        _, _, key = heapq.heappop(waiting[raises] or waiting[not raises])
-        before = stored_parameters(shapes[key], ranks[key])
-        total += effects[key][ranks[key] - 1]
-        ranks[key] -= 1
-        stored += stored_parameters(shapes[key], ranks[key]) - before
-        offer(key)
-    return {
-        key: rank
-        for key, rank in ranks.items()
-        if stored_parameters(shapes[key], rank) < shapes[key][0] * shapes[key][1]
     }

@@ -21,11 +21,14 @@ _AHEAD = 2
 
 
 class ScoredPart(NamedTuple):
-    """Some of the alternatives on one batch: right `[some, documents]`, bool, and loss likewise, fp64."""
+    """Some of the alternatives on one batch: right `[some, documents]`, bool, and loss likewise, fp64; and their
+    divergence from the unedited model, fp64, where that is measured.
+    """
 
     some: list[int]
     right: Tensor
     loss: Tensor
+    divergence: Tensor | None = None
 
 
 class _MadeTrial(NamedTuple):
@@ -33,21 +36,18 @@ class _MadeTrial(NamedTuple):
     passes: float
 
 
-def scores_of_all(
-    group: Group, replay: Replay, batches: int, score: Callable[[int], tuple[Tensor, Tensor]]
-) -> list[tuple[Tensor, Tensor]]:
-    """Right and loss of every batch, by its place. score: gives those of a place. `replay` counts the passes of all."""
+def scores_of_all(group: Group, replay: Replay, batches: int, score: Callable[[int], ScoredPart]) -> list[ScoredPart]:
+    """The scores of every batch, by its place. score: gives those of a place. `replay` counts the passes of all."""
     if group.ranks == 1:
         return [score(place) for place in range(batches)]
 
     def as_data(place: int) -> list[Any]:
-        right, loss = score(place)
-        return [[list(range(len(right))), right.tolist(), loss.tolist()]]
+        return [_as_data(score(place))]
 
     told = group.in_shares("scores", range(batches), lambda place: _counted(replay, lambda: as_data(place)))
     for _, passes in told:
         replay.passes += passes
-    return [_tensors(data[0])[1:] for data, _ in told]
+    return [_tensors(data[0]) for data, _ in told]
 
 
 class SharedTrial:
@@ -100,7 +100,7 @@ class SharedTrial:
         self._active = active.tolist()
 
     def _as_data(self, number: int, active: Tensor) -> list[Any]:
-        return [[some, right.tolist(), loss.tolist()] for some, right, loss in self._score(self._order[number], active)]
+        return [_as_data(part) for part in self._score(self._order[number], active)]
 
     def _round(self, number: int) -> list[int]:
         """The next batches, as many as no rank has more than its number of."""
@@ -125,8 +125,17 @@ def _counted(replay: Replay, work: Callable[[], list[Any]]) -> tuple[list[Any], 
     return made, passes
 
 
-def _tensors(part: Sequence[Any]) -> Any:
+def _as_data(part: ScoredPart) -> list[Any]:
+    return [part.some, *(None if one is None else one.tolist() for one in part[1:])]
+
+
+def _tensors(part: Sequence[Any]) -> ScoredPart:
     import torch
 
-    some, right, loss = part
-    return ScoredPart(some, torch.tensor(right), torch.tensor(loss, dtype=torch.float64))
+    some, right, loss, divergence = part
+    return ScoredPart(
+        some,
+        torch.tensor(right),
+        torch.tensor(loss, dtype=torch.float64),
+        None if divergence is None else torch.tensor(divergence, dtype=torch.float64),
+    )

@@ -55,12 +55,14 @@ Hopeless = Callable[[Partial], "Tensor"]
 @dataclass(frozen=True)
 class Trial:
     """One edit that was tried. setting: the ordinary steps, or the part of one, that it stands for. right: a digit for
-    each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run.
+    each document, 1 or 0, or `-` where it was dropped before. loss: the mean over those run. divergence: from the
+    unedited model, in nats, the mean likewise; None where a search does not measure it.
     """
 
     setting: Mapping[str, Any]
     right: str
     loss: float
+    divergence: float | None = None
 
     @property
     def dropped(self) -> bool:
@@ -171,12 +173,19 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return min(eligible, key=lambda trial: (-trial.score.correct, trial.loss))
 
 
-def trial_of(setting: Mapping[str, Any], right: Tensor, loss: Tensor, ran: Tensor | None = None) -> Trial:
+def trial_of(
+    setting: Mapping[str, Any],
+    right: Tensor,
+    loss: Tensor,
+    ran: Tensor | None = None,
+    divergence: Tensor | None = None,
+) -> Trial:
     ran = ran if ran is not None else right.new_ones(len(right))
     digits = "".join(
         NOT_RUN if not was else str(int(one)) for one, was in zip(right.tolist(), ran.tolist(), strict=True)
     )
-    return Trial(setting, digits, float(loss[ran].mean()))
+    apart = None if divergence is None else float(divergence[ran].mean())
+    return Trial(setting, digits, float(loss[ran].mean()), apart)
 
 
 def finite(value: float) -> float | None:

@@ -178,7 +178,8 @@ class MatrixRecord(ReceiptMatrix):
 
     rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; absent of others. The lost
     ones are zero, and parameters_after counts the matrix without them. Of a feeding matrix the two counts are with the
-    bias.
+    bias. sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first
+    of them alone; absent where none does.
     """
 
     step: Whole
@@ -198,6 +199,7 @@ class MatrixRecord(ReceiptMatrix):
     rank_asked: Whole | None
     rows_kept: Whole | None = None
     columns_kept: Whole | None = None
+    sharing: Whole | None = None
 
 
 class ReceiptCalibration(ReceiptPart):

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_ext.errors import UserError
-from harness_ext.methods.allocation import Spectrum, d_rank, least_error, scaled, svd_llm_v2, uniform
+from harness_ext.methods.allocation import (
+    Spectrum,
+    at_most,
+    d_rank,
+    depth_weight,
+    least_error,
+    lems,
+    marchenko_pastur,
+    scaled,
+    svd_llm_v2,
+    uniform,
+)
 from harness_ext.model.size import stored_parameters
 
 
@@ -130,3 +141,128 @@ def test_some_matrices_may_be_kept_dense() -> None:
     assert ranks == {"c": 10, "d": 10}
     with pytest.raises(UserError, match="too small"):
         scaled(spectra, {"a": math.inf, "b": math.inf, "c": math.inf, "d": 20.0}, 0.5)
+
+
+def promised(
+    spectra: dict[str, Spectrum],
+    ranks: dict[str, int],
+    divergences: dict[str, tuple[int, float]],
+    depth: dict[str, float],
+) -> float:
+    """The error that LEMS predicts, from its formula: `D (1 - E(r)) / (1 - E(r_0))`, E the share of squares kept."""
+    total = 0.0
+    for key, rank in ranks.items():
+        squares = numpy.square(spectra[key].values)
+        kept = numpy.cumsum(squares) / squares.sum()
+        small, measured = divergences[key]
+        total += depth[key] * measured * (1 - kept[rank - 1]) / (1 - kept[small - 1])
+    return total
+
+
+def measured_alone(spectra: dict[str, Spectrum], seed: int) -> tuple[dict[str, tuple[int, float]], dict[str, float]]:
+    draw = numpy.random.default_rng(seed)
+    return {key: (1, float(draw.gamma(1.0))) for key in spectra}, {key: float(draw.uniform(1, 8)) for key in spectra}
+
+
+@given(st.integers(0, 2**31), st.floats(0.35, 0.95))
+@settings(deadline=None, max_examples=40)
+def test_lems_against_all_choices(seed: int, share: float) -> None:
+    """By trying everything: at most one step of one matrix is lost; and uniform ranks never promise less."""
+    spectra = spectra_of(seed, count=3, largest=12)
+    divergences, depth = measured_alone(spectra, seed)
+    within = (0.1, 0.95)
+    budget = share * sum(one.size for one in spectra.values())
+    choices = [
+        [None, *(r for r in range(1, min(one.shape)) if 0.1 * one.break_even <= r <= 0.95 * one.break_even)]
+        for one in spectra.values()
+    ]
+    everything = [
+        {key: rank for key, rank in zip(spectra, choice, strict=True) if rank is not None}
+        for choice in itertools.product(*choices)
+    ]
+    fitting = [taken for taken in everything if stored(spectra, taken) <= budget]
+    if not fitting:
+        with pytest.raises(UserError, match="too small"):
+            lems(spectra, divergences, depth, share, 1, within)
+        return
+    ranks = lems(spectra, divergences, depth, share, 1, within)
+    assert stored(spectra, ranks) <= budget and ranks in fitting
+    own = promised(spectra, ranks, divergences, depth)
+    best = min(promised(spectra, taken, divergences, depth) for taken in fitting)
+    # A step is the way of one matrix from dense to its smallest rank at the most.
+    step = max(
+        promised(spectra, {key: min(rank for rank in own_choices if rank)}, divergences, depth)
+        for key, own_choices in zip(spectra, choices, strict=True)
+        if len(own_choices) > 1
+    )
+    assert own <= best + step + 1e-9
+    try:
+        even = scaled(spectra, uniform(spectra), share)
+    except UserError:
+        return
+    if even in fitting and len(even) == len(spectra):
+        assert own <= promised(spectra, even, divergences, depth) + 1e-9
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 8]))
+@settings(deadline=None, max_examples=30)
+def test_lems_promises_less_error_for_a_larger_budget(seed: int, align: int) -> None:
+    spectra = spectra_of(seed, largest=60)
+    divergences, depth = measured_alone(spectra, seed)
+    errors = []
+    for share in (0.5, 0.7, 0.9, 1.0):
+        try:
+            ranks = lems(spectra, divergences, depth, share, align)
+        except UserError:
+            continue
+        assert all(rank % align == 0 for rank in ranks.values())
+        errors.append(promised(spectra, ranks, divergences, depth))
+    assert errors == sorted(errors, reverse=True) and errors[-1] == 0
+
+
+def test_lems_leaves_dense_what_broke_the_model() -> None:
+    spectra = {key: Spectrum((40, 40), [1.0] * 40) for key in "abc"}
+    depth = dict.fromkeys(spectra, 1.0)
+    ranks = lems(spectra, {"a": (2, math.inf), "b": (2, math.nan), "c": (2, 0.1)}, depth, 0.9, 1)
+    assert set(ranks) == {"c"}
+    with pytest.raises(UserError, match="allow smaller ranks"):
+        lems(spectra, {"a": (2, math.inf), "b": (2, math.nan), "c": (2, 0.1)}, depth, 0.6, 1)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 3.0])
+def test_the_weight_of_depth_falls_from_the_first_layer_to_the_last(exponent: float) -> None:
+    weights = [depth_weight(layer, 6, exponent, 4.0) for layer in range(6)]
+    assert weights[0] == pytest.approx(5) and weights[-1] == 1 and weights == sorted(weights, reverse=True)
+    powers = numpy.arange(1, 7) ** -exponent
+    tails = numpy.array([powers[layer:].sum() for layer in range(6)])
+    assert weights == pytest.approx((1 + 4 * (tails - tails[-1]) / (tails[0] - tails[-1])).tolist())
+    assert depth_weight(None, 6, exponent, 4.0) == depth_weight(0, 1, exponent, 4.0) == 1
+    assert depth_weight(3, 6, exponent, 0.0) == 1
+
+
+def planted(shape: tuple[int, int], signal: int, seed: int) -> list[float]:
+    """The singular values of noise and of a few strong directions."""
+    draw = numpy.random.default_rng(seed)
+    noise = draw.normal(size=shape)
+    left, right = (numpy.linalg.qr(draw.normal(size=(size, signal)))[0] for size in shape)
+    return numpy.linalg.svd(noise + 5 * sum(map(math.sqrt, shape)) * left @ right.T, compute_uv=False).tolist()
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (40, 90), (90, 40)])
+def test_the_edge_of_the_noise_finds_what_was_planted(shape: tuple[int, int]) -> None:
+    spectra = {f"m{signal}": Spectrum(shape, planted(shape, signal, signal)) for signal in (1, 4, 9)}
+    found = marchenko_pastur(spectra, 1.1)
+    assert found == {"m1": 1, "m4": 4, "m9": 9}
+    # without a budget these are the ranks; where one is lower, they keep their proportions
+    assert at_most(spectra, found, 1.0) == found
+    assert at_most(spectra, found, 1.0, align=4) == {"m1": 4, "m4": 4, "m9": 8}
+    tight = 6 * sum(shape) / (3 * shape[0] * shape[1])
+    ranks = at_most(spectra, found, tight)
+    assert stored(spectra, ranks) <= tight * 3 * shape[0] * shape[1] and ranks["m1"] <= ranks["m4"] <= ranks["m9"] < 9
+
+
+def test_noise_alone_keeps_one_component_and_signal_alone_stays_dense() -> None:
+    noise = [*planted((50, 50), 1, 0)[1:], 0.0]
+    assert marchenko_pastur({"noise": Spectrum((50, 50), noise)}, 2.0) == {"noise": 1}
+    spectra = {"m": Spectrum((10, 10), [1.0] * 10)}
+    assert marchenko_pastur(spectra, 0.1) == {"m": 10} and at_most(spectra, {"m": 10.0}, 1.0) == {}

@@ -352,6 +352,26 @@ def check_select_coordinates(case: Case, method: Callable[..., AnyEdit]) -> None
         numpy.testing.assert_array_equal(edit.beside["q_proj"].values, queries * kept[:, None])
 
 
+def check_nested_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Nearer to the weights than the first part alone, as near as there is with what the first part leaves."""
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    for rank in case.ranks:
+        main = max(1, rank // 2)
+        first, whole = (
+            method(
+                case.tensor,
+                input_second_moment=torch.tensor(moment),
+                truncate=TRUNCATE,
+                keep=Keep(rank=kept),
+                main_fraction=share,
+            )
+            for kept, share in ((main, 1.0), (rank, main / rank))
+        )
+        left = numpy.linalg.svd(case.weight - dense(first), compute_uv=False)
+        assert whole.rank == rank
+        case.near(numpy.linalg.norm(case.weight - dense(whole)), case.dropped(rank - main, left))
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
@@ -447,6 +467,52 @@ def check_basis_selection(case: Case, method: Callable[..., AnyEdit]) -> None:
             )
 
 
+def check_basis_sharing(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Two matrices, the case and its double with another sign: what is lost of the two on their inputs is what the
+    truncation of both as one loses.
+    """
+    from harness_ext.methods.basis_sharing import shared_basis
+
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    weights, moments = [case.tensor, -2 * case.tensor], [torch.tensor(moment), torch.tensor(moment)]
+    outputs = numpy.vstack([case.weight, -2 * case.weight]) @ case.inputs
+    values = numpy.linalg.svd(outputs, compute_uv=False)
+    for rank in case.ranks:
+        for refit in ("none", "layer"):
+            found = shared_basis(weights, moments, Keep(rank=rank), refit)
+            edits = [
+                method(
+                    weight,
+                    input_second_moment=moments[0],
+                    shared_left=left,
+                    shared_right=found.right,
+                    shared_place=torch.tensor([place, 2]),
+                    keep=Keep(rank=rank),
+                )
+                for place, (weight, left) in enumerate(zip(weights, found.lefts, strict=True))
+            ]
+            lost = outputs - numpy.vstack([dense(edit) for edit in edits]) @ case.inputs
+            case.near(numpy.linalg.norm(lost), case.dropped(rank, values), scale=float(numpy.linalg.norm(outputs)))
+
+
+def check_heal(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Training is tested by itself; here it left factors that split the singular values evenly, and added nothing."""
+    for rank in case.ranks:
+        left, right = case.u[:, :rank] * numpy.sqrt(case.s[:rank]), numpy.sqrt(case.s[:rank])[:, None] * case.vh[:rank]
+        edits = [
+            method(
+                case.tensor,
+                healed_left=torch.tensor(left * scale).float(),
+                healed_right=torch.tensor(right).float(),
+                healed_adds=torch.tensor(adds),
+            )
+            for scale, adds in ((1, False), (0, True))
+        ]
+        assert [edit.rank for edit in edits] == [rank, case.full]
+        case.near(dense(edits[0]), left @ right)
+        case.near(dense(edits[1]), case.weight)
+
+
 CHECKS = {
     name.removeprefix("check_"): check
     for name, check in globals().items()
@@ -503,6 +569,12 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "contrast_differences": torch.tensor(case.inputs.T[:6]),
         "trained_left": torch.ones(9, 2),
         "trained_right": torch.ones(2, 13),
+        "healed_left": torch.ones(9, 2),
+        "healed_right": torch.ones(2, 13),
+        "healed_adds": torch.tensor(False),
+        "shared_left": torch.ones(9, 2),
+        "shared_right": torch.ones(2, 13),
+        "shared_place": torch.tensor([0, 2]),
     }
     given = {name: statistics[name] for name in described.engine_arguments}
     for settings in [{"bias": True}, {"bias": False}] if "bias" in described.parameters else [{}]:

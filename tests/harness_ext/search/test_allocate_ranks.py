@@ -13,7 +13,7 @@ from harness_ext.methods.allocation import Spectrum, d_rank, least_error, scaled
 from harness_ext.model.size import stored_parameters
 from tests.harness_ext.search.test_searches import documents_for, found_by
 
-FACTORISATIONS = ["feature_space", "anchored", "two_sided_svd", "truncate_svd"]
+FACTORISATIONS = ["feature_space", "anchored", "two_sided_svd", "activation_aware_svd", "truncate_svd"]
 
 
 def inputs_of(lm: Any, module: str, documents: Any) -> numpy.ndarray:
@@ -63,7 +63,7 @@ def test_any_factorisation_takes_any_rule_within_the_budget(make_lm: Any, factor
     from harness_ext.recipe.recipe import parse_recipe
 
     whole = sum(matrix.shape[0] * matrix.shape[1] for matrix in lm.weights.layout.select(parse_recipe("svd").steps[0]))
-    for rule in ("uniform", "d-rank", "least-error"):
+    for rule in ("uniform", "d-rank", "least-error", "marchenko-pastur"):
         (chosen,) = found_by(lm, f"d-rank:rule={rule},factorisation={factorisation},param_fraction=0.7", documents)
         shapes = {matrix.key: matrix.shape for matrix in lm.weights.layout.matrices}
         ranks = chosen["keep"]["ranks"]
@@ -81,3 +81,29 @@ def test_the_last_blocks_pay_for_all(make_lm: Any) -> None:
         assert {key.split(".")[2] for key in chosen["keep"]["ranks"]} == {str(lm.weights.layout.layers - 1)}
     with pytest.raises(UserError, match="too small|raise last_blocks"):
         found_by(lm, "d-rank:param_fraction=0.3,last_blocks=1", documents)
+
+
+def test_the_edge_of_the_noise_is_that_of_the_method(make_lm: Any) -> None:
+    """Without a budget, ranks are those that `laser-rmt` keeps, where these are smaller than dense."""
+    from harness_ext.recipe.recipe import parse_recipe
+
+    lm = make_lm("llama")
+    chosen = found_by(
+        lm, "d-rank:rule=marchenko-pastur,factorisation=truncate_svd,param_fraction=1.0", documents_for(lm, 8)
+    )
+    ranks = chosen[0]["keep"]["ranks"] if chosen else {}
+    applied = lm.apply(parse_recipe("laser-rmt:matrices=[all]"), lambda _: [])
+    kept = {record.name: record.rank_after for record in applied.records}
+    matrices = [matrix for matrix in lm.weights.layout.matrices if matrix.parameter in kept]
+    lm.undo()
+    assert len(matrices) == 21 and ranks == {
+        matrix.key: kept[matrix.parameter]
+        for matrix in matrices
+        if kept[matrix.parameter] * sum(matrix.shape) < matrix.shape[0] * matrix.shape[1]
+    }
+
+
+def test_a_threshold_belongs_to_the_edge_of_noise(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    with pytest.raises(UserError, match="threshold: it belongs to the rule marchenko-pastur"):
+        found_by(lm, "d-rank:threshold=2.0", documents_for(lm, 8))

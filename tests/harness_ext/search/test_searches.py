@@ -13,7 +13,7 @@ from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.search.sfsd import allotted
+from harness_ext.search.zero_sum import allotted
 from tests.harness_ext.search.plain_search import (
     FRACTIONS,
     GRID,

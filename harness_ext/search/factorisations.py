@@ -1,0 +1,136 @@
+"""What a search of ranks may have below it: any factorisation whose smaller ranks are the first components of its
+larger ones, with the spectrum of what it truncates.
+
+Spectra, and what is tried, are of the unedited model: `anchored`, which refits to what earlier edits leave, is tried as
+the truncation that it starts from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from harness_ext.calibration.sinks import SeenTokens
+from harness_ext.methods.allocation import Spectrum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.model.layout import Matrix
+    from harness_ext.search.evaluator import CandidateEvaluator
+
+Factorisation = Literal["feature_space", "anchored", "two_sided_svd", "activation_aware_svd", "truncate_svd"]
+STATISTICS: dict[str, frozenset[str]] = {
+    "feature_space": frozenset({"input_second_moment"}),
+    "anchored": frozenset({"input_second_moment"}),
+    "two_sided_svd": frozenset({"input_second_moment", "gradient_second_moment"}),
+    "activation_aware_svd": frozenset({"input_magnitude"}),
+    "truncate_svd": frozenset(),
+}
+"""What the spectra of each are made of, in the unedited model."""
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "feature_space": {"centred": False, "bias": False},
+    "activation_aware_svd": {"exponent": 0.5},
+}
+
+
+class Decomposed(NamedTuple):
+    """A matrix `[m, n]` as a factorisation sees it. values: the singular values `[min(m, n)]` of what it truncates,
+    descending. serving: two factors in fp64, `[m, k]` and `[k, n]`, whose first r components are the matrix at rank r,
+    for all r up to the k given.
+    """
+
+    values: Tensor
+    serving: Callable[[int], tuple[Tensor, Tensor]]
+
+
+def decomposed(weight: Tensor, factorisation: Factorisation, learned: Mapping[str, Tensor]) -> Decomposed:
+    """weight: `[m, n]`. learned: the statistics that `STATISTICS` names."""
+    dense = weight.double()
+    found = {name: learned[name].to(weight.device) for name in STATISTICS[factorisation]}
+    if factorisation == "truncate_svd":
+        return _plain(dense)
+    if factorisation == "activation_aware_svd":
+        return _columns_scaled(dense, found["input_magnitude"].double() ** _SETTINGS[factorisation]["exponent"])
+    if factorisation == "two_sided_svd":
+        return _both_sides_weighted(dense, found["input_second_moment"], found["gradient_second_moment"])
+    return _outputs(dense, found["input_second_moment"])
+
+
+def _plain(dense: Tensor) -> Decomposed:
+    import torch
+
+    def serving(largest: int) -> tuple[Tensor, Tensor]:
+        left, values, right = torch.linalg.svd(dense, full_matrices=False)
+        return left[:, :largest] * values[:largest], right[:largest]
+
+    return Decomposed(torch.linalg.svdvals(dense), serving)
+
+
+def _columns_scaled(dense: Tensor, scale: Tensor) -> Decomposed:
+    from harness_ext.methods.weighted_svd import usable_scale
+
+    usable, _ = usable_scale(scale)
+    values, serving = _plain(dense * usable)
+
+    def unscaled(largest: int) -> tuple[Tensor, Tensor]:
+        left, right = serving(largest)
+        return left, right / usable
+
+    return Decomposed(values, unscaled)
+
+
+def _both_sides_weighted(dense: Tensor, inputs: Tensor, gradients: Tensor) -> Decomposed:
+    from harness_ext.methods.feature_space import leading_directions
+    from harness_ext.methods.two_sided_svd import weighted_outputs
+
+    outputs = weighted_outputs(dense, inputs, gradients)
+
+    def serving(largest: int) -> tuple[Tensor, Tensor]:
+        directions, _ = leading_directions(outputs.weighted, outputs.eigenvalues, outputs.directions, largest)
+        return outputs.unweighted(directions), directions.T @ outputs.weighted
+
+    return Decomposed(outputs.eigenvalues.sqrt(), serving)
+
+
+def _outputs(dense: Tensor, moment: Tensor) -> Decomposed:
+    from harness_ext.methods.feature_space import leading_directions, output_spectrum
+
+    eigenvalues, eigenvectors = output_spectrum(dense, moment)
+
+    def serving(largest: int) -> tuple[Tensor, Tensor]:
+        directions, _ = leading_directions(dense, eigenvalues, eigenvectors, largest)
+        return directions, directions.T @ dense
+
+    return Decomposed(eigenvalues.sqrt(), serving)
+
+
+def each_decomposed(
+    evaluator: CandidateEvaluator, factorisation: Factorisation
+) -> Iterator[tuple[Matrix, Spectrum, Decomposed]]:
+    """The matrices of a search in their order, decomposed one at a time, statistics gathered for as many as fit
+    together.
+    """
+    names = STATISTICS[factorisation]
+    parts = evaluator.gather_in_parts(evaluator.matrices, names) if names else [(evaluator.matrices, {})]
+    for matrices, found in parts:
+        for matrix in matrices:
+            learned = found.get(matrix.key, {})
+            made = decomposed(evaluator.weight(matrix), factorisation, learned)
+            seen = SeenTokens.of(learned)
+            kind = matrix.role or matrix.parameter
+            yield matrix, Spectrum(matrix.shape, made.values.tolist(), kind, 1 if seen is None else seen.tokens), made
+
+
+def step_of(evaluator: CandidateEvaluator, factorisation: Factorisation, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """The ordinary step that leaves matrices at these ranks. ranks: by `Matrix.key`."""
+    assert evaluator.step.calibration is not None, "a search has calibration documents"
+    order = [matrix.key for matrix in evaluator.matrices if matrix.key in ranks]
+    learned = {"calibration": evaluator.step.calibration.model_dump(mode="json")} if STATISTICS[factorisation] else {}
+    return {
+        "method": factorisation,
+        "matrices": order,
+        "keep": {"ranks": {key: ranks[key] for key in order}},
+        **_SETTINGS.get(factorisation, {}),
+        **learned,
+    }

@@ -1,0 +1,170 @@
+"""LEMS (ICML 2026): ranks from one measurement of every matrix, weighed by depth, and a few whole plans on trial.
+
+Each matrix is tried by itself at a low rank; how far the model's predictions move then, and the spectrum of what is
+truncated, say what any other rank would cost. A multiple-choice knapsack makes a plan of that under the budget, dense
+among the choices; plans of several weights of depth are tried, and the one whose predictions move least is made.
+
+Ours: predictions are compared at the tokens of the right answers of the calibration documents, where the paper takes
+every token of texts; weights of depth are a grid, and the knapsack goes down convex hulls (`allocation.lems`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from harness_ext.errors import UserError, VariantFailed
+from harness_ext.methods import allocation
+from harness_ext.methods.allocation import Spectrum
+from harness_ext.methods.search_registry import Fraction, SearchResult, search
+from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from harness_ext.search.evaluator import CandidateEvaluator
+    from harness_ext.search.trials import Trial
+
+_Depth = Annotated[float, Field(ge=0)]
+_Depths = Annotated[tuple[_Depth, ...], Field(min_length=1)]
+EXPONENTS: tuple[float, ...] = (0.0, 1.5, 3.0)
+STRENGTHS: tuple[float, ...] = (0.0, 2.0, 4.0, 7.0)
+"""With these, ten weights of depth within the published ranges, [0, 3] and [0, 7]."""
+
+
+class _MeasuredAlone(NamedTuple):
+    """What is known of every matrix, by `Matrix.key`. divergences: the rank at which it was tried by itself, and how
+    far predictions moved. factors: those of its largest rank, in main memory.
+    """
+
+    spectra: dict[str, Spectrum]
+    divergences: dict[str, tuple[int, float]]
+    factors: dict[str, tuple[Tensor, Tensor]]
+
+
+def _depths(settings: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Exponent and strength of each weight of depth; without a strength all exponents are one."""
+    pairs = itertools.product(settings["strengths"], settings["exponents"])
+    return list(dict.fromkeys((exponent if strength else 0.0, strength) for strength, exponent in pairs))
+
+
+def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> int:
+    measured = sum(min(shape) > 1 for shape in shapes)
+    return measured + len(_depths(settings)) if measured else 0
+
+
+@search(
+    summary="Measure each matrix by itself at a low rank; make the plan of ranks that moves predictions least.",
+    trials=_count,
+    statistics=("input_second_moment", "gradient_second_moment"),
+)
+def lems(
+    evaluator: CandidateEvaluator,
+    /,
+    *,
+    factorisation: Factorisation = "two_sided_svd",
+    param_fraction: Fraction = 0.8,
+    align: Annotated[int, Field(ge=1)] = 8,
+    least: Fraction = 0.1,
+    most: Fraction = 0.95,
+    measured_at: Fraction = 0.1,
+    exponents: _Depths = EXPONENTS,
+    strengths: _Depths = STRENGTHS,
+) -> SearchResult:
+    """param_fraction: of the numbers in all matrices together, stored as factors where that is smaller. align: ranks
+    are multiples of it. least, most: the ranks to choose from besides dense, as shares of break-even; measured_at: the
+    one at which each matrix is tried by itself, likewise. exponents, strengths: of the weights of depth, every one with
+    every other.
+
+    Raises UserError for a budget that cannot be met so, and VariantFailed where no plan's predictions are finite.
+    """
+    if least > most:
+        raise UserError(f"least, {least:g}, is above most, {most:g}: no rank lies between them")
+    if param_fraction == 1:
+        return _dense()
+    # A budget that cannot be met is told before anything is tried.
+    alike = {one.key: Spectrum(one.shape, [1.0] * min(one.shape)) for one in evaluator.matrices if min(one.shape) > 1}
+    allocation.least_error(alike, param_fraction, align, within=(least, most))
+    measured = _measured(evaluator, factorisation, measured_at, most)
+
+    def planned(exponent: float, strength: float) -> dict[str, int]:
+        layers = evaluator.weights.layout.layers
+        weights = {
+            matrix.key: allocation.depth_weight(matrix.layer, layers, exponent, strength)
+            for matrix in evaluator.matrices
+        }
+        return allocation.lems(measured.spectra, measured.divergences, weights, param_fraction, align, (least, most))
+
+    plans: dict[str, Trial] = {}
+    for exponent, strength in _depths({"exponents": exponents, "strengths": strengths}):
+        ranks = planned(exponent, strength)
+        if not ranks:
+            return _dense()
+        step = step_of(evaluator, factorisation, ranks)
+        if str(step["keep"]) not in plans:
+            setting = step | {"exponent": exponent, "strength": strength}
+            plans[str(step["keep"])] = evaluator.try_together(_edits(evaluator, measured, ranks), setting)
+    return _least_moved(list(plans.values()), measured)
+
+
+def _dense() -> SearchResult:
+    return SearchResult((), reason="its budget, param_fraction 1, asks for no smaller matrix")
+
+
+def _measured(
+    evaluator: CandidateEvaluator, factorisation: Factorisation, measured_at: float, most: float
+) -> _MeasuredAlone:
+    """Every matrix tried by itself, one after another, none on top of another."""
+    from harness_ext.search.candidates import Nested
+
+    evaluator.measure_divergence()
+    found = _MeasuredAlone({}, {}, {})
+    for matrix, spectrum, made in each_decomposed(evaluator, factorisation):
+        if min(matrix.shape) < 2:
+            continue
+        rank = max(1, math.floor(measured_at * spectrum.break_even + 1e-9))
+        largest = max(rank, math.floor(most * spectrum.break_even + 1e-9))
+        weight = evaluator.weight(matrix)
+        left, right = (factor.to(weight) for factor in made.serving(largest))
+        setting = step_of(evaluator, factorisation, {matrix.key: rank})
+        (trial,) = evaluator.try_out(matrix, Nested(left, right, (rank,)), [setting])
+        assert trial.divergence is not None, "measured from here on"
+        found.spectra[matrix.key] = spectrum
+        found.divergences[matrix.key] = rank, trial.divergence
+        found.factors[matrix.key] = left.cpu(), right.cpu()
+    return found
+
+
+def _edits(evaluator: CandidateEvaluator, measured: _MeasuredAlone, ranks: Mapping[str, int]) -> dict[Any, Tensor]:
+    edits = {}
+    for matrix in evaluator.matrices:
+        if matrix.key in ranks:
+            left, right = measured.factors[matrix.key]
+            rank = ranks[matrix.key]
+            edits[matrix] = (left[:, :rank] @ right[:rank]).to(evaluator.lm.device)
+    return edits
+
+
+def _least_moved(trials: Sequence[Trial], measured: _MeasuredAlone) -> SearchResult:
+    """The plan whose predictions moved least, among equals the first."""
+    finite = [trial for trial in trials if trial.divergence is not None and math.isfinite(trial.divergence)]
+    if not finite:
+        raise VariantFailed(
+            "non_finite_loss",
+            f"of the {len(trials)} plans none has finite predictions on the calibration documents: none can be chosen",
+        )
+    best = min(finite, key=lambda trial: trial.divergence or 0.0)
+    step = {name: value for name, value in best.setting.items() if name not in ("exponent", "strength")}
+    cut, broken = len(step["matrices"]), [key for key, one in measured.divergences.items() if not math.isfinite(one[1])]
+    notes = [
+        f"{cut} of {len(measured.spectra)} matrices are cut, and {len(measured.spectra) - cut} stay dense",
+        f"the plan of exponent {best.setting['exponent']:g} and strength {best.setting['strength']:g} moves predictions"
+        f" by {best.divergence:.3g} nats; {len(trials)} plans were tried",
+    ]
+    if broken:
+        notes.append(f"{len(broken)} matrices stay dense, since a low rank leaves no finite predictions: {broken[0]}")
+    return SearchResult((step,), tuple(notes))
