@@ -7,9 +7,10 @@ PIP := $(RUN)/python -m pip install --quiet --disable-pip-version-check --constr
 WORKERS ?= auto
 INSTALL_INPUTS := pyproject.toml constraints.txt harness_ext/_wheel.py
 RESULTS ?= results
+ITEMS ?= ../shared/data/real_tasks
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
-.PHONY: help demo leaderboard check test test-all benchmark demo-model demo-table pictures clean
+.PHONY: help real demo leaderboard check test test-all benchmark demo-model demo-table pictures clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -48,6 +49,12 @@ demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
 
 demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the table of its card (ten minutes; goes on where it stopped)
 	$(OFFLINE) $(RUN)/python -m harness_ext.demo_training.table --out results/demo-table
+
+real: $(VENV)/installed-test ## Run every recipe on a real model of 135M parameters (days on two cores; goes on where it stopped) and write results/real. ITEMS: a folder of items, else the hub's
+	$(RUN)/python results/real/real.py prepare --items $(ITEMS)
+	$(RUN)/python results/real/real.py sweep $(if $(TASKS),--tasks $(TASKS))
+	$(RUN)/lm_eval sweep run results/real/sweep.yaml --on local || test $$? = 1
+	$(RUN)/python results/real/real.py table
 
 pictures: $(VENV)/installed-test ## Make the README's pictures from the runs in RESULTS; without it, those of `make demo` overwrite them (needs chromium)
 	$(RUN)/python tests/pictures.py --results $(RESULTS)

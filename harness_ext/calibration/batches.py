@@ -213,13 +213,15 @@ def _encode(lm: HFLM, document: LabelledDocument) -> Encoded:
 
 def encode(lm: HFLM, context: str, answer: str, task: str) -> tuple[list[int], list[int]]:
     """The tokens that go in (all but the last), and those of the answer that must come out, cut from the left like
-    lm-eval does. task: named where the answer has no tokens, which is a UserError.
+    lm-eval does; of an answer longer than the model's window what fits. task: named where the answer has no tokens,
+    which is a UserError.
     """
     if context:
         before, after = lm.encode_pair(context, answer)
     else:
-        before, after = [lm.prefix_token_id], lm.tok_encode(answer, add_special_tokens=False)
+        before, after = [], lm.tok_encode(answer, add_special_tokens=False)
+    before = before or [lm.prefix_token_id]
     if not after:
         raise UserError(f"calibration: a document of {task!r} has an answer of no tokens: {answer!r}")
     whole = (before + after)[-(lm.max_length + 1) :]
-    return whole[:-1], after
+    return whole[:-1], after[-(len(whole) - 1) :]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,8 @@ class EditableModel:
 @dataclass(frozen=True)
 class StepContext:
     """One step of a recipe on one model. number: of the step in its recipe, from 0. resume: where the step keeps what
-    it needs to go on after a kill; None to keep nothing.
+    it needs to go on after a kill; None to keep nothing. ranks: at which earlier steps left what they edited, by
+    `Matrix.key`.
     """
 
     model: EditableModel
@@ -61,3 +62,4 @@ class StepContext:
     number: int
     progress: Progress
     resume: ResumeState | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)

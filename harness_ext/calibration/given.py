@@ -86,7 +86,9 @@ def for_given(recipe: Recipe, given: CalibrationSet) -> Recipe:
 
 
 def _needs_answers(step: Step) -> bool:
-    return described(step.method).needs == _LABELLED or (step.training is not None and step.training.loss == "answer")
+    return described(step.method).needs == _LABELLED or any(
+        own is not None and own.loss == "answer" for own in (step.training, step.healing)
+    )
 
 
 def drawn_from(given: CalibrationSet, calibration: Calibration) -> CalibrationSet:

@@ -108,12 +108,45 @@ class InputSecondMoment:
 
     def result(self) -> Tensor:
         """The mean, `[n, n]`, fp64."""
+        total, tokens = self.summed()
+        return total / tokens
+
+    def summed(self) -> tuple[Tensor, int]:
+        """The sum over tokens, `[n, n]`, fp64, and how many there were."""
         assert self._total is not None, "no batch was seen"
         for rows in _blocks(len(self._total)):
             diagonal = self._total[rows, rows]
             diagonal.copy_(diagonal.tril() + diagonal.tril(-1).T)
             self._total[: rows.start, rows] = self._total[rows, : rows.start].T
-        return self._total / self._tokens
+        return self._total, self._tokens
+
+
+@statistic(name="input_second_moment_by_halves", needs="inputs", numbers=lambda shape: 2 * shape[1] ** 2)
+class InputSecondMomentByHalves:
+    """The sums of `x x^T` over real tokens of every other document, and of those between, both divided by the number of
+    tokens of all, `[2, n, n]`, fp64: they add up to the mean, and what is made from one can be tested on the other. The
+    second is zero where there is one document.
+    """
+
+    def __init__(self) -> None:
+        self._halves = (InputSecondMoment(), InputSecondMoment())
+        self._documents = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        import torch
+
+        places = torch.arange(self._documents, self._documents + len(inputs), device=real.device)
+        for number, half in enumerate(self._halves):
+            half.update(inputs, None, real & (places % 2 == number)[:, None])
+        self._documents += len(inputs)
+
+    def result(self) -> Tensor:
+        """Both, `[2, n, n]`, fp64."""
+        import torch
+
+        (first, own), (second, others) = (half.summed() for half in self._halves)
+        return torch.stack([first, second]).div_(own + others)
 
 
 @statistic(name="gradient_second_moment", needs="gradients", numbers=lambda shape: shape[0] ** 2)

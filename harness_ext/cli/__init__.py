@@ -43,6 +43,7 @@ class RecipesCLI(CommandLine):
 
 
 def _commands() -> list[type[RecipesCommand]]:
+    from harness_ext.cli.audit import Audit
     from harness_ext.cli.baseline import Baseline
     from harness_ext.cli.claims import Claims
     from harness_ext.cli.compare import Compare
@@ -61,6 +62,7 @@ def _commands() -> list[type[RecipesCommand]]:
 
     return [
         *(Recipes, Export, Sweep, Show, Compare, Gate, Noise, Ingest, Runs, Baseline, Leaderboard, Publish, Claims),
+        Audit,
         *(ReportCommand, Doctor, Completion, Help),
     ]
 

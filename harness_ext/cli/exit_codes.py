@@ -36,6 +36,10 @@ EXIT_CODES: dict[str, dict[int, str]] = {
         CHECK_FAILED: "`run`, `retry`, `status`: a cell failed, and its row says why",
         CANNOT_TELL: "`status`: cells are running or waiting, and none has failed",
     },
+    "audit": {
+        DONE: "the findings were printed, whatever they are",
+        MISTAKE: "as above; or a recipe failed, after all others were scored and the findings were printed",
+    },
     "doctor": {DONE: "the installation is whole", CHECK_FAILED: "something needs mending"},
 }
 """What differs from `EVERY_COMMAND`, or says more."""

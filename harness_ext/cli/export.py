@@ -97,14 +97,16 @@ class Export(RecipesCommand):
             _export_factored(args, recipe, arguments)
             return
         command, report = list(command_line()), report_for(None)
-        dense = None
+        dense = words = None
         if args.shards is not False:
             required = args.shards is True
             dense = export_by_shards(recipe, args.out, arguments, command, report, required=required)
         if dense is None:
             asked = arguments | _layers_on(args)
-            dense = export_recipe(recipe, args.out, asked, CalibrationSource(), command, report)
+            dense, words = export_recipe(recipe, args.out, asked, CalibrationSource(), command, report)
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
+        if words:
+            print(words)
         if dense:
             print(
                 f"{dense} {'layer' if dense == 1 else 'layers'} of two low-rank ones in the recipe: written as their"

@@ -5,7 +5,8 @@ The budget is the rank that each matrix was left at, for a control that keeps a 
 for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe with the answers of its calibration
 documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many
 trials of random directions in as many matrices of the same sizes drawn at random (`harness_ext.search.random_search`),
-of which the best is chosen in the same way.
+of which the best is chosen in the same way. Units that a recipe takes away whole (of MLPs, say) have no rank: there
+`random-subspace` is the recipe with units drawn at random, and whatever reads them refitted as by its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from harness_ext.recipe.recipe import (
     refuse_several,
     shipped_names,
 )
-from harness_ext.recipe.schema import Step, described
+from harness_ext.recipe.schema import HEAL, Step, component_of, described
 from harness_ext.storage.rundir import searched_on
 from leaderboard.readers.receipt import FACTORS
 
@@ -95,6 +96,10 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
         return _with_shuffled_labels(recipe)
     label = f"{recipe.label}+{name}"
     own = parse_recipe(name)
+    if any(component_of(step) for step in recipe.steps) and own.name != IDENTITY:
+        if own.name == RANDOM_SUBSPACE:
+            return _with_random_units(recipe, label)
+        _check_has_ranks(own)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
         data = {
             "name": own.name,
@@ -109,9 +114,38 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
         "name": own.name,
         "summary": f"{own.summary.rstrip('.')}. Control at the budget of {recipe.label}.",
         "source": own.source,
-        "steps": _of_the_size(own.steps[0], receipt),
+        "steps": [*_of_the_size(own.steps[0], _before_healing(receipt)), *_healing(recipe)],
     }
     return recipe_from(data, origin=label, label=label)
+
+
+def _with_random_units(recipe: Recipe, label: str) -> Recipe:
+    """The recipe with its units drawn at random."""
+    if not all(component_of(step) for step in recipe.steps):
+        raise NoControl("some of its steps take units away and others cut ranks; control each in a recipe of its own")
+    steps = [{**step.model_dump(mode="json", exclude_none=True), "ranking": "random"} for step in recipe.steps]
+    summary = f"{recipe.summary.rstrip('.')}. Control: as many units drawn at random, everything else alike."
+    data = {"name": RANDOM_SUBSPACE, "summary": summary, "source": recipe.source, "steps": steps}
+    return recipe_from(data, origin=label, label=label)
+
+
+def _check_has_ranks(control: Recipe) -> None:
+    """Raise NoControl where a control keeps a rank, of a recipe that takes units away."""
+    if _method(control).takes_keep:
+        raise NoControl(
+            "the recipe takes whole units away, which leaves no rank to meet; random-subspace, which draws the units at"
+            " random, and noise can be its controls"
+        )
+
+
+def _healing(recipe: Recipe) -> list[dict[str, Any]]:
+    """The steps of a recipe that train what others edited: its control is trained alike."""
+    return [step.model_dump(mode="json", exclude_none=True) for step in recipe.steps if step.healing is not None]
+
+
+def _before_healing(receipt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The receipt with the edits alone, without what was then made of them by training."""
+    return {**receipt, "matrices": [record for record in receipt["matrices"] if record.get("method") != HEAL]}
 
 
 def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:

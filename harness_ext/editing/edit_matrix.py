@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness_ext.calibration.context import StepContext
 from harness_ext.calibration.sinks import SeenTokens
 from harness_ext.errors import VariantFailed, located
+from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
-from harness_ext.methods import AnyEdit, DenseEdit, Edit, Svd, call, registered_methods
+from harness_ext.methods import AnyEdit, DenseEdit, Edit, Method, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep, NotedKeep
+from harness_ext.model.components import feeders_of
 from harness_ext.model.digests import moved
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
@@ -37,13 +39,14 @@ class EditedMatrix:
     """What became of one matrix. written: its record, all but for the digest of what was written; digest_after: that,
     which may still be in the making. seen: the tokens that its statistics are of, None where nothing was gathered.
     shift_size: the norm of the bias shift over that of a typical output, None where there is no shift or no such output
-    is known.
+    is known. beside: the other matrices of its component, edited with it.
     """
 
     written: MatrixRecord
     seen: SeenTokens | None
     shift_size: float | None
     digest_after: Future[str] | None = None
+    beside: tuple[EditedMatrix, ...] = ()
 
     @cached_property
     def record(self) -> MatrixRecord:
@@ -92,6 +95,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     after = weights.digest_soon(matrix.parameter, matrix.expert)
     described = registered_methods()[step.method]
     seen = SeenTokens.of(statistics)
+    cut = _columns_kept(matrix, edit)
     record = MatrixRecord(
         step=context.number,
         method=step.method,
@@ -101,7 +105,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         layer=matrix.layer,
         shape=matrix.shape,
         rank_before=min(matrix.shape),
-        rank_after=edit.rank,
+        rank_after=min([edit.rank, *cut.values()]),
         energy_kept=change.energy_kept,
         relative_error=change.relative_error,
         digest_before=before,
@@ -111,12 +115,94 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=_parameters_after(step, matrix, edit, stored),
         fallback=edit.fallback or context.model.decomposer.fallback_of(weight),
-        decomposition=edit.decomposition or (SVD if "svd" in described.engine_arguments or described.trains else None),
+        decomposition=edit.decomposition or (SVD if _is_decomposed(described) else None),
         excess_error=edit.excess_error,
         stored=stored,
         rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
+        **_sharing(step, statistics),
+    ).model_copy(update=cut)
+    return EditedMatrix(record, seen, _shift_size(shift, seen), after, _edited_beside(context, matrix, edit))
+
+
+def _columns_kept(matrix: Matrix, edit: AnyEdit) -> dict[str, int]:
+    """What a record says of lost columns; nothing where none are lost."""
+    lost = isinstance(edit, ComponentEdit) and edit.columns < matrix.shape[1]
+    return {"columns_kept": edit.columns} if isinstance(edit, ComponentEdit) and lost else {}
+
+
+def _edited_beside(context: StepContext, matrix: Matrix, edit: AnyEdit) -> tuple[EditedMatrix, ...]:
+    """Write what becomes of the other matrices of a component; none for the edit of a single matrix."""
+    if not isinstance(edit, ComponentEdit):
+        return ()
+    feeders = _feeders(context, matrix)
+    return tuple(_edit_beside(context, feeders[role], one) for role, one in edit.beside.items())
+
+
+def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> EditedMatrix:
+    started = time.perf_counter()
+    weights = context.model.weights
+    weight, bias = weights.read(matrix), weights.bias_of(matrix)
+    before = weights.digest_of(matrix.parameter, matrix.expert)
+    rows, columns = matrix.shape
+    if edit.rows < rows:
+        weights.replace(matrix, edit.values)
+    shift = edit.bias - bias if edit.bias is not None and bias is not None else None
+    if shift is not None and bool(shift.any()):
+        weights.shift_bias(matrix, shift)
+    change = _change(weight, weights.values(matrix))
+    width = columns + (0 if bias is None else 1)
+    record = MatrixRecord(
+        step=context.number,
+        method=context.step.method,
+        name=matrix.parameter,
+        part=matrix.part,
+        role=matrix.role,
+        layer=matrix.layer,
+        shape=matrix.shape,
+        rank_before=min(matrix.shape),
+        rank_after=min(edit.rows, columns),
+        energy_kept=change.energy_kept,
+        relative_error=change.relative_error,
+        digest_before=before,
+        digest_after="",
+        seconds=time.perf_counter() - started,
+        bias_shift=shift is not None and bool(shift.any()),
+        parameters_before=rows * width,
+        parameters_after=edit.rows * width,
+        stored=DENSE,
+        rank_asked=None,
+    ).model_copy(update={"rows_kept": edit.rows} if edit.rows < rows else {})
+    return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert))
+
+
+def _feeders(context: StepContext, matrix: Matrix) -> dict[str, Matrix]:
+    kind = registered_methods()[context.step.method].component
+    assert kind is not None, "only methods of components make such edits"
+    return feeders_of(context.model.weights.layout, matrix, kind)
+
+
+def _component(context: StepContext, matrix: Matrix) -> Component:
+    """The matrices that feed this one, as they are now."""
+    weights, feeders = context.model.weights, _feeders(context, matrix)
+    for other in feeders.values():
+        require_finite(weights, other)
+    biases = {role: weights.bias_of(other) for role, other in feeders.items()}
+    return Component(
+        {role: weights.read(other) for role, other in feeders.items()},
+        {role: bias for role, bias in biases.items() if bias is not None},
+        weights.layout.heads,
     )
-    return EditedMatrix(record, seen, _shift_size(shift, seen), after)
+
+
+def _sharing(step: Step, statistics: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many matrices share a factor with this one, where they do; a factored step stores it in each."""
+    count = int(statistics["shared_place"][1]) if "shared_place" in statistics and not step.factored else 1
+    return {"sharing": count} if count > 1 else {}
+
+
+def _is_decomposed(method: Method) -> bool:
+    """Whether a method, or what it was trained from, has the full decomposition."""
+    return "svd" in method.engine_arguments or method.trains or method.heals
 
 
 def _shift_size(shift: Tensor | None, seen: SeenTokens | None) -> float | None:
@@ -153,6 +239,10 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
 def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) -> int:
     """The numbers that an edited matrix holds: as factors where that is smaller, and as it is in a factored step."""
     dense = matrix.shape[0] * matrix.shape[1]
+    if isinstance(edit, ComponentEdit):
+        return matrix.shape[0] * edit.columns
+    if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
+        return edit.numbers
     return dense if step.factored and stored == DENSE else stored_parameters(matrix.shape, edit.rank)
 
 
@@ -191,6 +281,7 @@ def _arguments(context: StepContext, matrix: Matrix, weight: Tensor, keep: Noted
         # A matrix that is edited after others is another one in the next recipe.
         "remember": lambda: call if step.sequential else model.statistics_cache.remember,
         "generator": lambda: generator_for(step.seed, matrix),
+        "component": lambda: _component(context, matrix),
     }
     asked = registered_methods()[step.method].engine_arguments
     return {**step.parameters, **{name: make() for name, make in makers.items() if name in asked}}

@@ -42,7 +42,7 @@ def needs_a_model(recipe: Recipe) -> str | None:
     for step in recipe.steps:
         if step.is_search:
             return f"{step.method} searches, which takes a model that computes"
-        if step.training is not None:
+        if step.trains:
             return f"{step.method} trains, which takes a model that computes"
         if step.calibration is not None or step.contrast is not None or registered_methods()[step.method].statistics:
             return f"{step.method} learns from documents, which takes a model that computes"

@@ -25,13 +25,16 @@ from harness_ext.editing.measured import (
     means_by_task,
     searched,
 )
+from harness_ext.editing.sharing import in_groups
 from harness_ext.errors import UserError
 from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.registry import sink_use
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
+from harness_ext.recipe.schema import Healing
 from harness_ext.training.bases import Bases, all_bases
-from harness_ext.training.trainer import TrainingPlan, train
+from harness_ext.training.healing import HealedMatrix, HealingPlan, from_dense, from_factors, heal_matrices, is_low_rank
+from harness_ext.training.trainer import Trained, TrainingPlan, train
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +107,7 @@ def _learned(
     size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
     batches = DocumentBatches(labelled, size, progress=context.progress)
     method = registered_methods()[step.method]
-    if step.training is not None or step.search is not None:
+    if step.trains or step.search is not None:
         _measure_before(context, labelled, record)
         yield matrices, _found(context, matrices, batches, record.log)
         return
@@ -117,6 +120,9 @@ def _learned(
             record.losses.after = means_by_task(walk.losses)
         return
     learned = _at_once(context, walk, matrices, batches, record)
+    if method.shares:
+        yield from in_groups(context, learned, matrices)
+        return
     if not method.decides_among_all:
         yield from learned
         return
@@ -244,6 +250,8 @@ def _found(
         with context.progress.stage("training", len(batches.documents) * training.epochs, "documents") as stage:
             told = replace(batches, advance=stage.advance)
             found, rows = train(model.lm, matrices, told, plan, context.resume)
+    elif step.healing is not None:
+        found, rows = _healed(context, step.healing, matrices, batches)
     else:
         assert step.search is not None, "one of the two is asked for"
         names = registered_methods()[step.method].gathered
@@ -252,6 +260,22 @@ def _found(
             found, rows = searched(context, matrices, means, replace(batches, advance=stage.advance))
     log += [{"step": context.number, **row} for row in rows]
     return found
+
+
+def _healed(context: StepContext, settings: Healing, matrices: Sequence[Matrix], batches: DocumentBatches) -> Trained:
+    """What training makes of matrices that earlier steps edited."""
+    model, decomposed = context.model, _decomposing(context)
+
+    def start(matrix: Matrix) -> HealedMatrix:
+        rank, generator = context.ranks[matrix.key], generator_for(context.step.seed, matrix)
+        if is_low_rank(matrix.shape, rank):
+            return from_factors(decomposed(matrix), rank, settings, generator)
+        return from_dense(model.weights.values(matrix), settings, generator)
+
+    plan = HealingPlan(settings, context.step.seed, start)
+    count = settings.steps * min(batches.size, len(batches.documents))
+    with context.progress.stage("healing", count, "documents") as stage:
+        return heal_matrices(model.lm, matrices, replace(batches, advance=stage.advance), plan, context.resume)
 
 
 def _decomposing(context: StepContext) -> Callable[[Matrix], Svd]:

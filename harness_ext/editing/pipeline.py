@@ -22,13 +22,16 @@ from harness_ext.editing.edit_matrix import (
 )
 from harness_ext.editing.learning import LearningRecord, learn
 from harness_ext.editing.measured import StepLosses, TaskLoss, loss_of_all, losses_by_task
-from harness_ext.errors import located
+from harness_ext.editing.records import standing
+from harness_ext.editing.sharing import sharing_note
+from harness_ext.errors import UserError, located
 from harness_ext.methods.search_registry import check_searchable
+from harness_ext.model.components import check_components
 from harness_ext.model.layout import Matrix, inferred_note
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Calibration, Step
+from harness_ext.recipe.schema import Calibration, Step, component_of
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.trainer import check_trainable
@@ -87,10 +90,12 @@ def apply_recipe(
     progress = progress or Progress()
     for number, step in enumerate(recipe.steps):
         part = resume.part(f"step-{number}") if resume is not None else None
-        context = StepContext(model, step, number, progress, part)
+        context = StepContext(model, step, number, progress, part, _ranks(applied))
         place = f", step {number + 1} of {len(recipe.steps)}" if len(recipe.steps) > 1 else ""
         with located(recipe.place(number)), progress.stage(recipe.label + place):
-            if step.is_search:
+            if step.healing is not None:
+                _apply_healing(context, recipe, documents, applied)
+            elif step.is_search:
                 _apply_search(context, recipe, documents, applied)
             else:
                 _apply_step(context, recipe, documents, applied)
@@ -98,11 +103,47 @@ def apply_recipe(
     return applied
 
 
+def _ranks(applied: AppliedRecipe) -> dict[str, int]:
+    """At which rank each matrix was left that was edited so far, by `Matrix.key`, where no later edit overwrote it."""
+    left = standing(applied.edited, lambda item: (item.written.name, item.written.part))
+    return {" ".join(filter(None, (item.written.name, item.written.part))): item.written.rank_after for item in left}
+
+
+def _apply_healing(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
+    """A step that trains what earlier ones edited, unless that is nothing."""
+    own = _of_edited(context)
+    if own is None:
+        applied.notes.append("nothing was edited that heal could train, and it trained nothing")
+    else:
+        _apply_step(own, recipe, documents, applied)
+
+
+def _of_edited(context: StepContext) -> StepContext | None:
+    """A step that heals, of those of its matrices that were edited; None where there are none. Raises UserError for a
+    matrix that was not.
+    """
+    step, keys = context.step, list(context.ranks)
+    if not keys:
+        return None
+    if step.matrices != ("all",) or step.layers is not None:
+        chosen = {matrix.key for matrix in context.model.weights.layout.select(step)}
+        keys = [key for key in keys if key in chosen]
+        if not keys:
+            asked = ", ".join(step.matrices[:3])
+            raise UserError(f"heal trains what earlier steps edited, and they edited none of these: {asked}")
+    only = {"matrices": tuple(keys), "layers": None, "per_head": False}
+    return replace(context, step=step.model_copy(update=only))
+
+
 def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
     """What is to be known of the matrices that were edited: roles told from names, and weights that layers share."""
     layout = weights.layout
     if layout.inferred and any(record.role for record in records):
         yield inferred_note(layout.model_type)
+    yield from _lost_units(records)
+    last = standing(records, lambda record: (record.name, record.part))
+    if (told := sharing_note([record.sharing or 1 for record in last])) is not None:
+        yield told
     edited = {record.name for record in records}
     shared = {matrix.parameter: matrix.also for matrix in layout.matrices if matrix.also and matrix.parameter in edited}
     if shared:
@@ -110,6 +151,18 @@ def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
         yield (
             f"{len(shared)} of the edited weights are shared by several layers, and each was edited once for all of"
             f" them: {name} is also {others[0]}"
+        )
+
+
+def _lost_units(records: Sequence[MatrixRecord]) -> Iterator[str]:
+    """That matrices lost rows or columns, and how the model computes without them."""
+    reading = [record for record in records if record.columns_kept is not None]
+    if reading:
+        fewest = min(reading, key=lambda record: (record.columns_kept or 0) / record.shape[1])
+        yield (
+            f"widths changed: {len(reading)} matrices read fewer units than before, {fewest.name}"
+            f" {fewest.columns_kept} of {fewest.shape[1]}; the model computes with zeros in the place of the others,"
+            " and is counted without them"
         )
 
 
@@ -146,12 +199,13 @@ def _measured_losses(before: Mapping[str, TaskLoss], after: Mapping[str, TaskLos
 def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
     matrices = weights.layout.select(step)
     weights.check_editable(matrices)
+    check_components(weights.layout, matrices, component_of(step))
     if step.is_search:
         check_searchable(matrices)
         weights.check_dense(matrices)
     else:
         check_experts(step, matrices)
-    if step.training is not None:
+    if step.trains:
         check_trainable(matrices)
     if step.factored:
         weights.check_factorable(matrices)
@@ -196,7 +250,7 @@ def _apply_edits(
                 edited[matrix.key] = edit_matrix(context, matrix, part[1].get(matrix.key, {}))
                 stage.advance()
             applied.seconds_editing += time.perf_counter() - started
-    applied.edited += [edited[matrix.key] for matrix in matrices]
+    applied.edited += [one for matrix in matrices for one in (edited[matrix.key], *edited[matrix.key].beside)]
 
 
 def _documents(context: StepContext, draw: DrawDocuments, applied: AppliedRecipe) -> list[LabelledDocument]:

@@ -6,26 +6,29 @@ they are asked for. What is kept from earlier runs takes next to no time.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.records import standing
 from harness_ext.errors import UserError, located
+from harness_ext.linalg.components import left_of
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.components import check_components, feeders_of, groups_of
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, described
+from harness_ext.recipe.schema import Step, component_of, described
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -40,7 +43,8 @@ TOKENS = 64
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
-    computes others as factors.
+    computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
+    them.
     """
 
     step: int
@@ -50,6 +54,7 @@ class PlannedMatrix:
     element_bytes: int
     dtype: str = "float32"
     stays_dense: bool = False
+    taken_away: int = 0
 
     @property
     def parameters_before(self) -> int:
@@ -59,10 +64,10 @@ class PlannedMatrix:
     @property
     def parameters_after(self) -> int:
         """Numbers after the edit, stored as factors where that is smaller; unchanged where the rank is not known
-        yet, or a factored step leaves it dense.
+        yet, or a factored step leaves it dense; without all that its component loses, so that it may be below zero.
         """
-        if self.rank_after is None or self.stays_dense:
-            return self.parameters_before
+        if self.rank_after is None or self.stays_dense or self.taken_away:
+            return self.parameters_before - self.taken_away
         return stored_parameters(self.matrix.shape, self.rank_after)
 
 
@@ -195,7 +200,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: in
         parameters=sum(sizes.values()),
         stored_bytes=sum(sizes[name] * tensor.element_bytes for name, tensor in checkpoint.tensors.items()),
         calibration_documents=sum(step.calibration.samples for step in recipe.steps if step.calibration is not None),
-        training_epochs=sum(step.training.epochs for step in recipe.steps if step.training is not None),
+        training_epochs=math.ceil(sum(step.training_passes for step in recipe.steps)),
         searches=tuple(
             _planned_search(number, step, [item.matrix for item in matrices if item.step == number], layout.layers)
             for number, step in enumerate(recipe.steps)
@@ -287,15 +292,30 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
     planned: list[PlannedMatrix] = []
     for number, step in enumerate(recipe.steps):
         with located(recipe.place(number)):
-            planned += [_planned(number, step, matrix, loaded) for matrix in _selected(layout, step)]
+            own = [
+                replace(_planned(number, step, matrix, loaded), taken_away=_taken_away(step, matrix, layout, loaded))
+                for matrix in _selected(layout, step)
+            ]
+            planned += own if step.healing is None else _healed(own, planned)
     return tuple(planned)
+
+
+def _healed(own: Sequence[PlannedMatrix], earlier: Sequence[PlannedMatrix]) -> list[PlannedMatrix]:
+    """Of the matrices of a step that heals, those that were edited before, at the ranks that they were left at."""
+    left = {item.matrix.key: item for item in earlier}
+    return [
+        replace(item, rank_after=before.rank_after, stays_dense=before.stays_dense)
+        for item in own
+        if (before := left.get(item.matrix.key)) is not None
+    ]
 
 
 def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     matrices = layout.select(step)
+    check_components(layout, matrices, component_of(step))
     if not step.is_search:
         check_experts(step, matrices)
-    if step.training is not None:
+    if step.trains:
         check_trainable(matrices)
     if step.factored:
         check_replaceable(matrices)
@@ -312,12 +332,30 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
             _rank_without_weights(step, matrix)
             if keep is None
             else None
-            if keep.needs_singular_values
+            if keep.needs_singular_values or registered_methods()[step.method].shares
             else keep.rank_for(matrix.shape)
         )
     stored = checkpoint.tensors[matrix.parameter]
     dense = bool(step.factored) and rank is not None and not step.stores_factors(matrix.shape, rank)
     return PlannedMatrix(number, step.method, matrix, rank, stored.element_bytes, _torch_name(stored.dtype), dense)
+
+
+def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> int:
+    """The numbers that the component of a matrix loses: a column of it for each unit, and a row, with its bias, of
+    what feeds it.
+    """
+    kind = component_of(step)
+    if kind is None:
+        return 0
+
+    def lost(role: str, total: int) -> int:
+        groups = groups_of(layout, kind, role)
+        return total - groups * left_of(total // groups, step.parameters["unit_fraction"])
+
+    feeders = feeders_of(layout, matrix, kind)
+    rows = {role: lost(role, one.shape[0]) for role, one in feeders.items()}
+    beside = sum(rows[role] * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items())
+    return matrix.shape[0] * lost(matrix.role or "", matrix.shape[1]) + beside
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
@@ -351,9 +389,9 @@ def held_by_training(step: Step, own: Sequence[PlannedMatrix]) -> int:
     """What a step that trains its matrices holds, activations aside: two factors of each in fp32, their gradients and
     two moments each; nothing where it does not train.
     """
-    if step.training is None:
+    if not step.trains:
         return 0
-    added = step.training.added_rank
+    added = step.training.added_rank if step.training is not None else 0
     return sum(4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape) for item in own)
 
 

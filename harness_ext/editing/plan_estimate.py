@@ -134,9 +134,9 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         return Passes()
     # The loss of the documents before and after.
     around = 2.0 if step.calibration is not None else 0.0
-    if step.training is not None:
+    if step.trains:
         # Through two factors of full rank each, with gradients of both.
-        return Passes(around + 2.0 * step.training.epochs, 2.0 * step.training.epochs)
+        return Passes(around + 2.0 * step.training_passes, 2.0 * step.training_passes)
     if step.search is not None:
         rounds = float(step.search.rounds)
         walked, removals = 2 * rounds, rounds * 2 * step.search.at_once
@@ -203,8 +203,8 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
         # A backward pass needs what each layer that it goes through made.
         made = _FP32 * batch.of_all * sum(count * sum(shape) for shape, count in plan.products)
         if passes.backward:
-            learning += made if step.training is not None else made // max(1, plan.layers)
-        if step.training is None and _is_walked([item.matrix for item in own]):
+            learning += made if step.trains else made // max(1, plan.layers)
+        if not step.trains and _is_walked([item.matrix for item in own]):
             states = _documents(step) * plan.tokens * _width(plan) * _FP32
             beside = 2 * (not step.is_search and registered_methods()[step.method].compares_with_unedited)
             kept += states * (plan.layers + 1 if passes.backward or step.is_search else 2 + beside)
@@ -260,7 +260,7 @@ def _batch(plan: Plan, step: Step) -> BatchSize:
     size = step.calibration.batch_size if step.calibration is not None else CONTRAST_BATCH
     chosen = statistics_among(_names(step))
     if not any(item.compares_documents or item.needs == "contrasts" for item in chosen):
-        backward = step.training is not None or any(item.needs_gradients for item in chosen)
+        backward = step.trains or any(item.needs_gradients for item in chosen)
         size = min(size, (TOKENS_WITH_GRADIENTS if backward else TOKENS_AT_ONCE) // plan.tokens)
     return BatchSize(max(1, min(size, _documents(step))), plan.tokens)
 
@@ -361,7 +361,7 @@ def _calibrating_seconds(plan: Plan, number: int, step: Step, passes: Passes) ->
         return gathered + _searching_seconds(plan, step, found) + tokenising * (1 + passes.gathering)
     # A training turns its documents into tokens once.
     walks = float(passes.gathering > 0)
-    readings = 1.0 if step.training is not None else walks + max(0.0, passes.forward - passes.layer_by_layer)
+    readings = 1.0 if step.trains else walks + max(0.0, passes.forward - passes.layer_by_layer)
     usual = _USUAL_IN_ROUNDS if step.search is not None else 1.0
     return usual * (_walking_seconds(plan, number, step, passes) + tokenising * readings)
 

@@ -19,12 +19,16 @@ from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel, StepContext
 from harness_ext.editing.edit_matrix import edit_matrix
 from harness_ext.errors import VariantFailed
+from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
-from harness_ext.methods.registry import RANKED, SEARCHED, TRAINED, TRIED
+from harness_ext.methods.registry import HEALED, RANKED, SEARCHED, SHARED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
+from harness_ext.model.components import COMPONENTS
+from harness_ext.model.geometry import Heads
 from harness_ext.model.layout import Matrix
+from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.schema import Step
@@ -42,6 +46,7 @@ MEASURED_SECONDS = 0.1
 MOST_ATTEMPTS = 50
 _NAME = "layer.weight"
 _DOCUMENTS = 4
+_HEAD = 64
 
 
 class MeasuredEdit(NamedTuple):
@@ -165,10 +170,27 @@ def _of_fresh(
 
 def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
     try:
-        edit_matrix(context, Matrix(_NAME, shape), statistics)
+        if registered_methods()[context.step.method].component is not None:
+            _component_edited(context, shape, statistics)
+        else:
+            edit_matrix(context, Matrix(_NAME, shape), statistics)
     except VariantFailed:
         # Random numbers may be none for a method; what it did until then is measured.
         return
+
+
+def _component_edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
+    """What a method makes of a component: matrices of its reader's shape feed it, all that may, in heads of a common
+    width.
+    """
+    matrix, step = Matrix(_NAME, shape), context.step
+    weight, method = context.model.weights.read(matrix), registered_methods()[step.method]
+    width = shape[1] if shape[1] % _HEAD else _HEAD
+    heads = Heads(shape[1] // width, shape[1] // width, width)
+    feeding = weight.T.contiguous()
+    component = Component(dict.fromkeys(COMPONENTS[method.component or ""].feeders, feeding), {}, heads)
+    generator = generator_for(step.seed, matrix)
+    method.function(weight, **statistics, component=component, generator=generator, **step.parameters)
 
 
 def _context(step: Step, weight: Tensor, scratch: Path) -> StepContext:
@@ -214,6 +236,12 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
         found[name] = torch.tensor(max(1, rank // 50))
     if names & TRAINED:
         found |= {"trained_left": torch.randn(shape[0], rank), "trained_right": torch.randn(rank, shape[1])}
+    if names & SHARED:
+        left, right = torch.randn(shape[0], rank), torch.randn(rank, shape[1])
+        found |= {"shared_left": left, "shared_right": right, "shared_place": torch.tensor([0, 1])}
+    if names & HEALED:
+        left, right = torch.randn(shape[0], rank), torch.randn(rank, shape[1])
+        found |= {"healed_left": left, "healed_right": right, "healed_adds": torch.tensor(False)}
     for item in statistics_among(names):
         if item.needs_components:
             found[item.name] = torch.randn(rank)

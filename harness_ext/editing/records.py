@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from harness_ext.calibration.sinks import RULE
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import sink_use
-from harness_ext.model.size import ModelSize
+from harness_ext.model.size import ModelSize, stored_parameters
 from leaderboard.readers.receipt import MatrixRecord, ReceiptStatistic, ReceiptTotals
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collect
     """
     last = standing(records, lambda record: (record.name, record.part))
     saved = [(record.name, record.parameters_before - record.parameters_after) for record in last]
+    spared = [(record.name, record.parameters_before - _multiplied(record)) for record in last]
     return ReceiptTotals(
         parameters_before=size.parameters,
         parameters_after=size.parameters - sum(count for _, count in saved) + sum(value.numel() for value in added),
@@ -37,9 +38,14 @@ def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collect
         - sum(count * size.element_bytes[name] for name, count in saved)
         + sum(value.numel() * value.element_size() for value in added),
         flops_per_token_before=size.flops_per_token,
-        flops_per_token_after=round(size.flops_per_token - 2 * sum(count * size.used[name] for name, count in saved)),
+        flops_per_token_after=round(size.flops_per_token - 2 * sum(count * size.used[name] for name, count in spared)),
         matrices_edited=len(_whole(last)),
     )
+
+
+def _multiplied(record: MatrixRecord) -> int:
+    """The numbers that multiply a token: a factor that several matrices share does so in each."""
+    return stored_parameters(record.shape, record.rank_after) if record.sharing else record.parameters_after
 
 
 def statistics_used(edited: Sequence[EditedMatrix]) -> list[ReceiptStatistic]:

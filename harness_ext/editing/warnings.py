@@ -10,9 +10,11 @@ from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
 from harness_ext.methods import registered_methods
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step
+from harness_ext.recipe.schema import HEAL, Step
 from harness_ext.search.runner import found_nothing as search_found_nothing
 from leaderboard.readers.receipt import DENSE
+
+_TRAINED_BADLY = "lower its learning_rate, or give it more documents"
 
 
 def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
@@ -57,7 +59,7 @@ def _removed_nothing(step: Step, log: Sequence[Mapping[str, Any]], documents: in
 
 def left_unedited(recipe: Recipe, applied: AppliedRecipe) -> bool:
     """Whether all steps looked for edits and found none, so that the model is as it was."""
-    looking = all(step.is_search or is_measured(step) for step in recipe.steps)
+    looking = all(step.is_search or is_measured(step) for step in recipe.steps if step.healing is None)
     return looking and not any(
         record.digest_before != record.digest_after or record.bias_shift for record in applied.records
     )
@@ -70,7 +72,7 @@ def _losses(applied: AppliedRecipe) -> list[str]:
         if _rose(row):
             found.append(
                 f"{row['method']} raised the loss of its own {row['documents']} calibration documents {_from_to(row)}:"
-                " its budget asks for as much"
+                f" {_TRAINED_BADLY if row['method'] == HEAL else 'its budget asks for as much'}"
             )
             continue
         found += [

@@ -50,6 +50,7 @@ class Edit:
     decomposition: a word for where the factors are from, and excess_error: the bound or estimate
     found with it of `error / least possible error - 1`; the receipt has these as well.
     unchanged: whether W' is W, so that nothing is to be written: the product of factors would differ by rounding.
+    numbers: how many it takes where not those of its factors or of W, as where a factor is another matrix's as well.
     """
 
     left: Tensor
@@ -59,6 +60,7 @@ class Edit:
     decomposition: str | None = None
     excess_error: float | None = None
     unchanged: bool = False
+    numbers: int | None = None
 
     @property
     def rank(self) -> int:
@@ -86,7 +88,7 @@ class DenseEdit:
     values: Tensor
     fallback: str | None = None
     bias_shift: None = None
-    decomposition: None = None
+    decomposition: str | None = None
     excess_error: None = None
     unchanged: bool = False
 

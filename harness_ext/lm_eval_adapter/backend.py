@@ -30,6 +30,7 @@ from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.lm_eval_adapter.admission import check_arguments, has_encoder, refuse_calibrated
 from harness_ext.lm_eval_adapter.answer_ranks import PROMPTS_AT_ONCE, ranks_of_answers
+from harness_ext.lm_eval_adapter.flag_values import check_present
 from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks, learned_from, refuse_learned
 from harness_ext.lm_eval_adapter.offloaded import FileEditor
 from harness_ext.lm_eval_adapter.running_text import TokenText
@@ -114,6 +115,8 @@ class RecipeLM(HFLM):
                 kwargs["backend"] = backend_of(pretrained)
         # lm-eval's own default is a CUDA device, whether or not there is one.
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")
+        if not kwargs.get("parallelize"):
+            check_present(str(kwargs["device"]))
         super().__init__(pretrained=pretrained, **kwargs)
         # Requests are shared out here (`shared_scoring`), not by lm-eval.
         self._rank, self._world_size = 0, 1

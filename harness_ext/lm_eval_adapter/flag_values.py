@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from harness_ext.errors import UserError
+
 _AUTO = re.compile(r"auto(:\d+(\.\d+)?)?")
+_DEVICE = re.compile(r"cpu|cuda|mps|(cuda|npu|xpu|hpu):\d+|mps:0")
 _LARGEST_SEED = 2**32 - 1
 """NumPy's; the other generators take more."""
 
@@ -33,6 +36,26 @@ def check_batch_size(value: Any) -> None:
         right = False
     if not right:
         raise ValueError(f"{text!r} is no batch size: give a whole number from 1, auto, or auto:N")
+
+
+def check_device(value: Any) -> None:
+    """Raise ValueError for a device that lm-eval does not know: it would take another without a word."""
+    if value is not None and not _DEVICE.fullmatch(str(value)):
+        raise ValueError(f"{str(value)!r} is no device: give cpu, cuda, cuda:N, mps, npu:N, xpu:N or hpu:N")
+
+
+def check_present(device: str) -> None:
+    """Raise UserError for a device by a number that this machine has not: lm-eval would take another without a word.
+    The first is lm-eval's default, and stands for the processor where there is none.
+    """
+    import torch
+
+    number = device.partition(":")[2]
+    if number and int(number) and (count := torch.cuda.device_count()) <= int(number):
+        there = (
+            "no GPU" if count == 0 else "1 GPU, cuda:0" if count == 1 else f"{count} GPUs, cuda:0 to cuda:{count - 1}"
+        )
+        raise UserError(f"--device {device}: this machine has {there}; name one that is there, or cpu")
 
 
 def check_limit(value: float) -> None:

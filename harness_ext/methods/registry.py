@@ -11,7 +11,8 @@ name:
 
 - what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, and `remember`, which calls
   a function of tensors and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition
-  from which every rank is a slice need be made only once;
+  from which every rank is a slice need be made only once; and `component`, the matrices that feed this one, for a
+  method that is registered with a kind of component and returns a `ComponentEdit` of all of them;
 - statistics of calibration documents (`harness_ext.methods.statistic_registry`); the module that registers one must be
   imported before the method is registered, which the entry points of other packages see to;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
@@ -43,17 +44,24 @@ if TYPE_CHECKING:
 
 SEARCHED = frozenset({"removed_components"})
 TRAINED = frozenset({"trained_left", "trained_right"})
+HEALED = frozenset({"healed_left", "healed_right", "healed_adds"})
+SHARED = frozenset({"shared_left", "shared_right", "shared_place"})
 TRIED = frozenset({"accepted_components"})
 RANKED = frozenset({"count_among_all"})
 """What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
-`[r, n]`) comes alone. What is tried (`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the
-method asks for as well, those of all matrices of the step together.
+`[r, n]`) comes alone, and so does what is healed (two factors, and whether they are added to the matrix). What is tried
+(`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the method asks for as well, those of
+all matrices of the step together; what is shared (two factors, and the place in a group) from those of a few.
 """
 
 SINKS_OF_OTHERS: dict[str, Sinks] = {
     "accepted_components": "left out of its mean",
+    "healed_left": "counted",
+    "healed_right": "counted",
     "removed_components": "left out of its mean",
+    "shared_left": "counted",
+    "shared_right": "counted",
     "trained_left": "counted",
     "trained_right": "counted",
 }
@@ -67,7 +75,7 @@ NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents
 but without labels any would do.
 """
 
-ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember"})
+ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember", "component"})
 """What every method may ask for; and it may ask for statistics."""
 
 
@@ -89,7 +97,8 @@ class Method:
 
     statistics: of calibration documents, and what is searched for or trained on them; empty for a method that looks at
     weights alone. engine_arguments: all that it is handed, these among them. revision: from 1; raised when the same
-    settings give other weights, so that no stored run by an earlier one is taken for one by this.
+    settings give other weights, so that no stored run by an earlier one is taken for one by this. component: the kind
+    of component that it edits as a whole (`harness_ext.model.components`), None for a single matrix.
     """
 
     name: str
@@ -101,6 +110,7 @@ class Method:
     rank_from_weights: bool = False
     shifts_bias: bool = False
     revision: int = 1
+    component: str | None = None
 
     @property
     def takes_keep(self) -> bool:
@@ -125,12 +135,22 @@ class Method:
     @property
     def gathered(self) -> frozenset[str]:
         """Those of its statistics that a pass over the documents gathers."""
-        return self.statistics - SEARCHED - TRAINED - TRIED - RANKED
+        return self.statistics - SEARCHED - TRAINED - HEALED - SHARED - TRIED - RANKED
 
     @property
     def trains(self) -> bool:
         """Whether its factors are trained on the calibration documents."""
         return bool(self.statistics & TRAINED)
+
+    @property
+    def shares(self) -> bool:
+        """Whether matrices of a few layers are edited together."""
+        return bool(self.statistics & SHARED)
+
+    @property
+    def heals(self) -> bool:
+        """Whether it trains what earlier steps of the recipe edited."""
+        return bool(self.statistics & HEALED)
 
     @property
     def contrasts(self) -> bool:
@@ -148,7 +168,7 @@ class Method:
         if not self.statistics:
             return NEEDS[0]
         answers = self.searches or any(item.needs_gradients for item in statistics_among(self.statistics))
-        return NEEDS[4 if self.trains else 1 if self.contrasts else 3 if answers else 2]
+        return NEEDS[4 if self.trains or self.heals else 1 if self.contrasts else 3 if answers else 2]
 
     def moves_bias(self, parameters: Mapping[str, Any]) -> bool:
         """Whether an edit with these settings moves a bias, so that what has none (an expert) must be refused: always,
@@ -173,10 +193,12 @@ def method(
     rank_from_weights: bool = False,
     shifts_bias: bool = False,
     revision: int = 1,
+    component: str | None = None,
 ) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
     """Register a function as a method under its own name, or under `name`. rank_from_weights: it finds the rank itself,
     so that no plan can tell it. shifts_bias: its edits move a bias; where it has a setting `bias`, only those with that
     set. revision: raise it when the same settings give other weights; runs by an earlier one are then made anew.
+    component: the kind of component that it edits as a whole; it is given the matrix that reads from it.
 
     Raises TypeError where the signature is not one that the engine can call, and ValueError for a name already taken by
     another function, or a revision that is no whole number from 1 on.
@@ -189,6 +211,7 @@ def method(
             rank_from_weights=rank_from_weights,
             shifts_bias=shifts_bias,
             revision=revision,
+            component=component,
         )
         known = _registry.get(registered.name)
         if known is not None and known.function.__module__ != function.__module__:
@@ -208,7 +231,7 @@ def check_revision(revision: object) -> None:
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     arguments = keyword_arguments(function, f"method {name!r}")
     asked = {argument.name for argument in arguments}
-    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED | TRIED | RANKED))
+    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED | HEALED | SHARED | TRIED | RANKED))
     engine = statistics | (asked & ENGINE_ARGUMENTS)
     parameters = {
         argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine

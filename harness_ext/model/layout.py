@@ -143,6 +143,7 @@ class Layout:
     ) -> None:
         self._shared = shared or {}
         self.model_type = str(config.get("model_type", "unknown"))
+        self.vectors = {name: int(shape[0]) for name, shape in shapes.items() if len(shape) == 1}
         self._shapes = {name: tuple(map(int, shape)) for name, shape in shapes.items() if _is_matrix(name, shape)}
         self.architecture = architecture_of(config)
         self._classes = classes or {}

@@ -140,6 +140,16 @@ class Weights:
         part = take(take(_view(value, matrix), matrix.rows, 0), matrix.columns, 1)
         return part.to(dtype, copy=True).contiguous()
 
+    def bias_of(self, matrix: Matrix) -> Tensor | None:
+        """The bias of the matrix, `[out]` in fp32 (fp64); None where it has none."""
+        import torch
+
+        value = self._parameters.get(matrix.bias)
+        if value is None:
+            return None
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        return take(whole(value.detach()), matrix.rows, 0).to(dtype, copy=True)
+
     def replace(self, matrix: Matrix, weight: Tensor) -> None:
         """Write `[out, in]` values into the matrix, in its own dtype and orientation; the original is kept for
         `restore`.

@@ -1,5 +1,5 @@
 """Changes to a recipe on the command line: `NAME:key=value,key=value`. Values are YAML; a nested key has dots; a bare
-key is set in every step whose method knows it, `steps.0.key` in one.
+key is set in every step whose method knows it, `steps.0.key` in one; `heal.KEY` is set in the recipe's `heal`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness_ext.errors import RecipeError, located
-from harness_ext.recipe.schema import key_paths, known_methods, meant, step_model
+from harness_ext.recipe.schema import HEAL, key_paths, known_methods, meant, step_model
 from leaderboard.errors import Unreadable
 from leaderboard.readers.plain_yaml import WIDEST_PATH, parse_yaml, shown
 
@@ -75,8 +75,13 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
     if not steps:
         raise RecipeError(f"{recipe}: it has no steps, so there is nothing to change: name another one")
     replaced: set[int] = set()
+    whole = dict(data)
     for key, value in changes.items():
         head, _, rest = key.partition(".")
+        if head == HEAL:
+            with located(f"{recipe}: "):
+                _set(whole, key.split("."), value)
+            continue
         if head == "steps":
             number, _, path = rest.partition(".")
             if number not in map(str, range(len(steps))) or not path:
@@ -85,7 +90,7 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
         else:
             targets, path = [index for index, step in enumerate(steps) if _knows(step, head)], key
         if not targets:
-            known = [path for step in steps for path in _known_paths(step)]
+            known = [HEAL, *(path for step in steps for path in _known_paths(step))]
             raise RecipeError(f"{recipe}: unknown key {shown(key)!r}, {meant(key, known)}")
         for index in targets:
             if path.startswith("keep.") and path != "keep.align" and index not in replaced:
@@ -93,7 +98,7 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
                 replaced.add(index)
             with located(f"{recipe}: "):
                 _set(steps[index], path.split("."), value)
-    return {**data, "steps": steps}
+    return {**whole, "steps": steps}
 
 
 def _without_measure(keep: Any) -> dict[str, Any]:

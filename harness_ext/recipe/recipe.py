@@ -30,13 +30,16 @@ from harness_ext.recipe.overrides import (
 )
 from harness_ext.recipe.schema import (
     EVALUATED,
+    HEAL,
     NESTED,
     STRICT,
+    Heal,
     Step,
     described,
     key_paths,
     known_methods,
     meant,
+    not_healed,
     step_model,
 )
 from leaderboard.errors import Unreadable
@@ -74,6 +77,7 @@ class _Header(BaseModel):
     caveats: str = Field("", max_length=_LONGEST)
     source: str = Field("", max_length=_LONGEST)
     steps: list[dict[str, Any]] = Field(max_length=MOST_STEPS)
+    heal: Heal | None = None
     chosen_on: Hashes = ()
     wordings: Wordings = Field(default_factory=dict)
 
@@ -244,6 +248,8 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
     except ValidationError as error:
         mistakes += _sentences(error, "", _Header)
         header = None
+    if header is not None and header.heal is not None:
+        mistakes += [f"{key}: {trouble}" for key, trouble in mistyped(data["heal"], header.heal, HEAL)]
     given = data.get("steps")
     steps = (
         [_parse_step(step, f"steps.{index}.", mistakes) for index, step in enumerate(given)]
@@ -253,6 +259,10 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
     if mistakes or header is None:
         raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:{listed(mistakes)}")
     steps_read = tuple(step for step in steps if step is not None)
+    if header.heal is not None:
+        steps_read += (step_model(HEAL).model_validate(header.heal.step(steps_read)),)
+    if (problem := not_healed(steps_read)) is not None:
+        raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:\n  - {HEAL}: {problem}")
     if (problem := _misnamed(header.name, steps_read)) is not None:
         raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:\n  - name: {problem}")
     return Recipe(
@@ -361,7 +371,7 @@ def _nearest_to(location: Sequence[str], model: type[BaseModel]) -> str:
     """Which key was meant by one that the model does not know."""
     if issubclass(model, Step):
         return meant(".".join(location), [path for path in key_paths(model) if path != "method"])
-    return nearest(location[-1], model.model_fields)
+    return nearest(location[-1], (Heal if location[0] == HEAL and len(location) > 1 else model).model_fields)
 
 
 def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
@@ -385,8 +395,8 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
         case "missing":
             hint = f"; give one of {', '.join(MEASURES)}" if location[-1] == "keep" else ""
             return f"{key}: is missing{hint}"
-        case "model_type" if location[-1] in NESTED:
-            own = ", ".join(NESTED[location[-1]].model_fields)
+        case "model_type" if location[-1] in NESTED or location == [HEAL]:
+            own = ", ".join(NESTED.get(location[-1], Heal).model_fields)
             return f"{shown(key)}: holds keys of its own, {own}: write {location[-1]}.KEY=VALUE, or a mapping in a file"
         case _:
             message = item["msg"].removeprefix("Value error, ")

@@ -99,14 +99,68 @@ class Training(BaseModel):
         return self.keeping_epochs + self.pruning_times * self.pruning_epochs + self.post_epochs
 
 
+class Healing(BaseModel):
+    """How matrices that earlier steps edited are trained on calibration documents. One optimiser step (AdamW) a batch
+    of `calibration.batch_size` documents.
+
+    rank: of what is added to a dense matrix, and, with `factors: lora`, to each factor of a matrix of low rank.
+    factors: whether such factors are trained as a whole. order: both at once, or the left ones for half of the steps
+    and then the right ones. loss: as in `Training`.
+    """
+
+    model_config = STRICT
+
+    steps: Annotated[int, Field(ge=1)] = 64
+    rank: Annotated[int, Field(ge=1)] = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    factors: Literal["whole", "lora"] = "whole"
+    order: Literal["together", "left-then-right"] = "together"
+    loss: Literal["text", "answer"] = "text"
+
+
+class Heal(Healing):
+    """The key `heal` of a recipe, which stands for a last step of the method `heal`: how matrices are trained, on which
+    and how many documents, and the seed of both. task, split, batch_size: as in `Calibration`.
+    """
+
+    documents: Annotated[int, Field(ge=1)] = 256
+    task: str | tuple[str, ...] = EVALUATED
+    split: Literal["train", "validation", "test"] = "train"
+    seed: int = 0
+    batch_size: Annotated[int, Field(ge=1)] = 16
+
+    def step(self, earlier: Sequence[Step]) -> dict[str, Any]:
+        """The step that it stands for, as plain data. earlier: the steps of the recipe; where there is one, its
+        matrices are named, else all, of which those that were edited are trained.
+        """
+        chosen: dict[str, Any] = {"matrices": ["all"]}
+        if len(earlier) == 1:
+            chosen = earlier[0].model_dump(exclude_none=True, include={"matrices", "layers", "per_head"})
+        factored = {step.factored for step in earlier} if earlier else set()
+        documents = {"task": self.task, "split": self.split, "samples": self.documents, "seed": self.seed}
+        return {
+            "method": HEAL,
+            **chosen,
+            "seed": self.seed,
+            "factored": next(iter(factored)) if len(factored) == 1 else False,
+            "healing": self.model_dump(include=set(Healing.model_fields)),
+            "calibration": {**documents, "batch_size": self.batch_size},
+        }
+
+
+HEAL = "heal"
+"""The method that trains what earlier steps edited, and the key of a recipe that adds such a step."""
+
 NESTED: dict[str, type[BaseModel]] = {
     "keep": Keep,
     "calibration": Calibration,
     "search": SearchSettings,
     "training": Training,
+    "healing": Healing,
 }
 """The fields of a step that hold keys of their own."""
-SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search", "training"})
+SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search", "training", "healing"})
 """The common fields that a step has only where its method takes them."""
 
 
@@ -136,6 +190,7 @@ class Step(BaseModel):
         contrast: str | None
         search: SearchSettings | None
         training: Training | None
+        healing: Healing | None
 
     @field_validator("matrices", "layers", mode="before")
     @classmethod
@@ -168,6 +223,20 @@ class Step(BaseModel):
         """Whether the step looks for ordinary steps, and edits nothing itself."""
         return self.method in registered_searches()
 
+    @property
+    def trains(self) -> bool:
+        """Whether the step trains matrices on its documents."""
+        return self.training is not None or self.healing is not None
+
+    @property
+    def training_passes(self) -> float:
+        """How often a training sees every document; 0 where the step trains nothing."""
+        if self.training is not None:
+            return float(self.training.epochs)
+        if self.healing is None or self.calibration is None:
+            return 0.0
+        return self.healing.steps * min(1.0, self.calibration.batch_size / self.calibration.samples)
+
     def keep_of(self, key: str) -> Keep | None:
         """The budget of one matrix, by its name, aligned where it is to be computed as fast factors; None where the
         method takes none. Raises UserError where ranks are given and its is not among them.
@@ -192,6 +261,35 @@ class Step(BaseModel):
 def described(name: str) -> Method | Search:
     """What goes under this name in a step: a method, or a search. Raises KeyError."""
     return known_methods()[name]
+
+
+def component_of(step: Step) -> str | None:
+    """The kind of component that a step edits as a whole; None where it edits single matrices, or searches."""
+    method = described(step.method)
+    return method.component if isinstance(method, Method) else None
+
+
+def not_healed(steps: Sequence[Step]) -> str | None:
+    """Why a step of these cannot train what those before it edited; None where it can, or none is to."""
+    places = [place for place, step in enumerate(steps) if step.healing is not None]
+    if not places:
+        return None
+    if places[0] == 0:
+        return (
+            "it trains what earlier steps edited, and there is none before it: write a step that edits, or leave it out"
+        )
+    for step in steps[: places[-1]]:
+        if component_of(step):
+            return (
+                f"it trains whole matrices, and the units that {step.method} takes away would come back: leave it out,"
+                " or choose another method"
+            )
+        if getattr(described(step.method), "shares", False):
+            return (
+                f"it trains the factors of each matrix by themselves, and those of {step.method} would no longer be"
+                " shared: leave it out, or choose another method"
+            )
+    return None
 
 
 def known_methods() -> Mapping[str, Method | Search]:
@@ -228,7 +326,7 @@ def meant(key: str, paths: Sequence[str]) -> str:
 @cache
 def step_model(method_name: str) -> type[Step]:
     """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`,
-    `search` or `training`, or `contrast`, where it takes them, plus its own parameters.
+    `search`, `training` or `healing`, or `contrast`, where it takes them, plus its own parameters.
 
     A search takes `calibration` and its own parameters.
     """
@@ -249,8 +347,12 @@ def step_model(method_name: str) -> type[Step]:
             if method.searches
             else {"training": (Training, Training())}
             if method.trains
+            else {"healing": (Healing, Healing())}
+            if method.heals
             else {"sequential": (Literal[True], True)}
             if method.compares_with_unedited
+            else {"sequential": (Literal[False], False)}
+            if method.shares
             else {"sequential": (bool, False)}
         )
     return create_model(f"{method.name} step", __base__=Step, **fields)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from harness_ext.calibration.rewording import hashed_signs
 from harness_ext.editing.warnings import found_nothing, left_unedited
@@ -18,6 +18,7 @@ from harness_ext.errors import UserError, VariantFailed
 from harness_ext.linalg.devices import usable_device
 from harness_ext.model.digests import KIND
 from harness_ext.runs.run_config import resolve_demo
+from harness_ext.runs.smaller_export import NotSmaller, smaller
 from harness_ext.runs.versions import versions
 from harness_ext.search.runner import without_searching
 from harness_ext.storage import rundir
@@ -54,6 +55,15 @@ class EditedModel(Protocol):
     def totals(self) -> dict[str, Any]: ...
 
 
+class Exported(NamedTuple):
+    """What was written. products: layers of which the factors were multiplied out. words: how hidden units that went
+    are written, None where none did.
+    """
+
+    products: int
+    words: str | None = None
+
+
 _BIAS_SWITCHES = ("attention_bias", "mlp_bias", "bias")
 
 
@@ -64,8 +74,8 @@ def export_recipe(
     source: CalibrationSource,
     command: list[str],
     report: ProgressReport,
-) -> int:
-    """Load a model, apply a recipe and write it; see `export` for what is written and returned.
+) -> Exported:
+    """Load a model, apply a recipe and write it; see `export` for what is written.
 
     model_args: as in lm-eval, with `pretrained` and `device`, and `layers_on` where that is asked for. source: what the
     recipe learns from, where it does.
@@ -75,7 +85,7 @@ def export_recipe(
     """
     lm = edited_model(recipe, place, model_args, source, report)
     with report.progress.stage(f"writing {place}"):
-        return export(lm, place, str(model_args["pretrained"]), redacted_command(command))
+        return written(lm, place, str(model_args["pretrained"]), redacted_command(command))
 
 
 def edited_model(
@@ -126,22 +136,41 @@ def export(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> in
     """Write the model as it is, with the recipe that was applied to it, into a new folder. Plain transformers has no
     place for low-rank layers: they become the products of their factors, in the model too.
 
-    Returns the number of layers of which that is so.
+    Hidden units that the recipe took away are left out where the architecture has a setting for that.
+
+    Returns the number of layers that became products.
 
     Raises UserError where the folder exists or cannot be written, or where the architecture cannot hold a bias that the
     recipe made.
     """
+    return written(lm, place, model_name, command).products
+
+
+def written(lm: RecipeLM, place: Path, model_name: str, command: list[str]) -> Exported:
+    """Do what `export` does, and tell all about it."""
     _refuse_existing(place)
     dense = lm.weights.make_dense()
     config, state = checkpoint_of(lm)
+    receipt = export_receipt(lm, model_name, command, dense)
+    words = None
+    try:
+        if (less := smaller(lm, config, state, _shapes)) is not None:
+            config, state, words = less.config, less.state, less.words
+            about = less.receipt(lm.model)
+            digests = {**receipt["weights"], "digest_after": about["digest"]}
+            receipt |= {"stored_as": about["stored_as"], "weights": digests}
+    except NotSmaller as reason:
+        words = f"written with zeros in the place of the units that went, as large as before: {reason}"
+        receipt["not_smaller"] = str(reason)
 
     def fill(folder: Path) -> None:
         save(lm, config, state, folder)
-        rundir.write_json(folder / rundir.RECEIPT, export_receipt(lm, model_name, command, dense))
-        (folder / "README.md").write_text(export_card(lm, model_name, command, dense), encoding="utf-8")
+        rundir.write_json(folder / rundir.RECEIPT, receipt)
+        how = None if words is None else f"{words}."
+        (folder / "README.md").write_text(export_card(lm, model_name, command, dense, how), encoding="utf-8")
 
     write_folder(place, fill)
-    return len(dense)
+    return Exported(len(dense), words)
 
 
 def write_folder(place: Path, fill: Callable[[Path], None]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.lm_eval_adapter.engines import ENGINES, check_engine, editing_arguments
-from harness_ext.lm_eval_adapter.flag_values import check_batch_size, check_limit
+from harness_ext.lm_eval_adapter.flag_values import check_batch_size, check_device, check_limit
 from harness_ext.ranks.group import current
 from harness_ext.ranks.launch import check_all_started, check_model, check_nodes, launched
 from harness_ext.storage.remote import RemoteResults, is_remote
@@ -103,6 +103,8 @@ def _refuse(harness: EvaluatorConfig) -> None:
     try:
         flag = "--batch_size"
         check_batch_size(harness.batch_size)
+        flag = "--device"
+        check_device(harness.device)
         flag = "--limit"
         check_limit(1 if harness.limit is None else harness.limit)
     except ValueError as error:

@@ -36,7 +36,7 @@ STRENGTHS: tuple[float, ...] = (0.0, 2.0, 4.0, 7.0)
 """With these, ten weights of depth within the published ranges, [0, 3] and [0, 7]."""
 
 
-class MeasuredAlone(NamedTuple):
+class _MeasuredAlone(NamedTuple):
     """What is known of every matrix, by `Matrix.key`. divergences: the rank at which it was tried by itself, and how
     far predictions moved. factors: those of its largest rank, in main memory.
     """
@@ -117,12 +117,12 @@ def _dense() -> SearchResult:
 
 def _measured(
     evaluator: CandidateEvaluator, factorisation: Factorisation, measured_at: float, most: float
-) -> MeasuredAlone:
+) -> _MeasuredAlone:
     """Every matrix tried by itself, one after another, none on top of another."""
     from harness_ext.search.candidates import Nested
 
     evaluator.measure_divergence()
-    found = MeasuredAlone({}, {}, {})
+    found = _MeasuredAlone({}, {}, {})
     for matrix, spectrum, made in each_decomposed(evaluator, factorisation):
         if min(matrix.shape) < 2:
             continue
@@ -139,7 +139,7 @@ def _measured(
     return found
 
 
-def _edits(evaluator: CandidateEvaluator, measured: MeasuredAlone, ranks: Mapping[str, int]) -> dict[Any, Tensor]:
+def _edits(evaluator: CandidateEvaluator, measured: _MeasuredAlone, ranks: Mapping[str, int]) -> dict[Any, Tensor]:
     edits = {}
     for matrix in evaluator.matrices:
         if matrix.key in ranks:
@@ -149,7 +149,7 @@ def _edits(evaluator: CandidateEvaluator, measured: MeasuredAlone, ranks: Mappin
     return edits
 
 
-def _least_moved(trials: Sequence[Trial], measured: MeasuredAlone) -> SearchResult:
+def _least_moved(trials: Sequence[Trial], measured: _MeasuredAlone) -> SearchResult:
     """The plan whose predictions moved least, among equals the first."""
     finite = [trial for trial in trials if trial.divergence is not None and math.isfinite(trial.divergence)]
     if not finite:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from harness_ext.errors import nearest
-from harness_ext.lm_eval_adapter.flag_values import check_limit
+from harness_ext.lm_eval_adapter.flag_values import check_device, check_limit
 from harness_ext.lm_eval_adapter.subcommand import add_run_arguments
 from harness_ext.runs.trackers import unknown_trackers
 from leaderboard.readers.plain_yaml import shown
@@ -81,11 +81,13 @@ def flag_mistakes(run: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _check(name: str, value: Any) -> None:
-    """Raise ValueError for a number that can be read and makes no sense."""
+    """Raise ValueError for a value that can be read and makes no sense."""
     if value is None:
         return
     if name == "limit":
         check_limit(value)
+    elif name == "device":
+        check_device(value)
     elif name in _LEAST and value < _LEAST[name]:
         raise ValueError(f"give a whole number from {_LEAST[name]}")
 

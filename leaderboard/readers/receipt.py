@@ -174,7 +174,13 @@ class ReceiptMatrix(ReceiptPart):
 
 
 class MatrixRecord(ReceiptMatrix):
-    """A row as this version writes it: what is known of every edit is required."""
+    """A row as this version writes it: what is known of every edit is required.
+
+    rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; absent of others. The lost
+    ones are zero, and parameters_after counts the matrix without them. Of a feeding matrix the two counts are with the
+    bias. sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first
+    of them alone; absent where none does.
+    """
 
     step: Whole
     method: str
@@ -191,6 +197,9 @@ class MatrixRecord(ReceiptMatrix):
     parameters_after: Whole
     stored: str
     rank_asked: Whole | None
+    rows_kept: Whole | None = None
+    columns_kept: Whole | None = None
+    sharing: Whole | None = None
 
 
 class ReceiptCalibration(ReceiptPart):

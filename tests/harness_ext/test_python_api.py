@@ -209,6 +209,17 @@ def test_what_is_learned_from_documents_is_what_a_run_learns_from_the_same(loade
     assert ours == theirs
 
 
+@pytest.mark.parametrize("specification", ["svd-llm:keep.param_fraction=0.5", "fwsvd:keep.param_fraction=0.5"])
+def test_a_prompt_of_blanks_alone_is_read_with_its_answer(loaded, specification: str) -> None:
+    """Blanks at a prompt's end belong to the answer, as in lm-eval, so that no token of the prompt is left."""
+    model, tokenizer = loaded("llama")
+    digests = set()
+    for pair in ((" ", " w1 w2 w3"), ("", "  w1 w2 w3")):
+        with recipes.apply(model, specification, tokenizer=tokenizer, documents=[pair, *PAIRS]) as applied:
+            digests.add(applied.receipt["weights"]["digest_after"])
+    assert len(digests) == 1
+
+
 def test_texts_are_enough_for_a_recipe_that_needs_no_answers(loaded) -> None:
     model, tokenizer = loaded("llama")
     before = snapshot(model)

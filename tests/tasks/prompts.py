@@ -31,6 +31,10 @@ TASKS = (
     "eigenpruning_rte",
     "wikitext2_128",
     "bias_suite",
+    "audit_facts",
+    "audit_arithmetic",
+    "audit_commonsense",
+    "audit_text",
 )
 SHORT = 400
 

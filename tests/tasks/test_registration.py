@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import CUT, FROM_FILES, GROUPS, NAMES, TASKS, manager
+from .conftest import AUDIT, CUT, FROM_FILES, GROUPS, NAMES, TASKS, manager
 from .prompts import README, written
 
 
@@ -38,14 +38,14 @@ def upstream() -> dict[str, Any]:
 
 def test_every_task_and_group_is_known_to_the_tests_and_documented():
     found = set(manager().all_tasks)
-    assert found == {*NAMES, *FROM_FILES, *CUT, *GROUPS, "recipe_demo"}
+    assert found == {*NAMES, *AUDIT, *FROM_FILES, *CUT, *GROUPS, "recipe_demo"}
     text = (TASKS / "README.md").read_text(encoding="utf-8")
     assert [name for name in sorted(found) if f"`{name}`" not in text] == []
 
 
 def test_no_name_is_lm_evals(upstream):
     assert len(upstream) > 10_000
-    assert {*NAMES, *FROM_FILES, *CUT, *GROUPS, "recipe_demo"} & set(upstream) == set()
+    assert {*NAMES, *AUDIT, *FROM_FILES, *CUT, *GROUPS, "recipe_demo"} & set(upstream) == set()
 
 
 def test_every_member_of_a_group_exists(upstream):

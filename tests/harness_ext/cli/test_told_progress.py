@@ -56,6 +56,7 @@ def test_long_work_tells_how_far_it_is(talkative: None, demo_run: Any, recipe: s
     assert "so far" not in ran.out
 
 
+@pytest.mark.slow
 def test_no_library_draws_bars_of_its_own(repository: Path, tmp_path: Path) -> None:
     """In a process of its own, as a command is: where a test before has loaded tqdm, it is too late to turn it off."""
     arguments = "--model hf --model_args pretrained=demo --tasks int_mult --limit 4 --batch_size 16 --device cpu"

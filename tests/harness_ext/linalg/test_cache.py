@@ -195,6 +195,7 @@ def test_what_waits_to_be_written_is_found_and_what_was_changed_meanwhile_is_not
     assert DiskCache(tmp_path).load("one", {"a": (10,)}, torch.device("cpu")).note == "a note"
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_writes_what_waits_and_one_that_is_killed_leaves_a_sound_folder(
     tmp_path: Path, repository: Path
 ) -> None:

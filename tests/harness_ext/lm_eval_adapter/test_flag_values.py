@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import harness_ext
 from harness_ext.cli import RecipesCLI
 from harness_ext.errors import UserError
 from harness_ext.runs.run_config import harness_config, recipe_run_config
@@ -50,9 +52,17 @@ def test_right_values_are_read_as_lm_eval_reads_them(flag: str, value: str, read
     [
         ({"batch_size": "banana"}, "--batch_size 'banana' is no batch size"),
         ({"limit": float("nan")}, "--limit nan leaves no document to score"),
+        ({"device": "banana"}, "--device 'banana' is no device: give cpu, cuda, cuda:N"),
     ],
 )
 def test_what_comes_by_a_file_or_from_python_is_checked_too(settings: dict[str, Any], told: str) -> None:
     harness = harness_config({"model": "hf", "model_args": {"pretrained": "demo"}, "tasks": ["int_mult"], **settings})
     with pytest.raises(UserError, match=told):
         recipe_run_config(harness, ["laser"], [], ["test"])
+
+
+def test_a_device_that_is_not_there_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--device cuda:99: this machine has .*; name one that is there, or cpu"):
+        harness_ext.run(
+            model_args="pretrained=demo", tasks="int_mult", recipes="laser", device="cuda:99", output_path=tmp_path
+        )

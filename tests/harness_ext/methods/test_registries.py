@@ -14,7 +14,7 @@ from harness_ext.calibration import statistic
 from harness_ext.calibration.collect import check_pairs, held_bytes
 from harness_ext.errors import UserError
 from harness_ext.methods import method, registered_methods, registry, search_registry, statistic_registry
-from harness_ext.methods.registry import SEARCHED, TRAINED, TRIED, sink_use
+from harness_ext.methods.registry import HEALED, SEARCHED, SHARED, TRAINED, TRIED, sink_use
 from harness_ext.methods.search_registry import registered_searches
 from harness_ext.methods.statistic_registry import registered_statistics, statistics_among
 from harness_ext.search import SearchResult, search
@@ -51,6 +51,7 @@ def test_what_gathering_takes_is_what_the_classes_say() -> None:
             "input_mean",
             "input_mean_with_sinks",
             "input_second_moment",
+            "input_second_moment_by_halves",
             "input_second_moment_diagonal",
         },
         "originals": {"input_cross_moment", "original_input_mean"},
@@ -98,7 +99,7 @@ def test_a_statistic_that_compares_documents_needs_two_in_a_batch() -> None:
 
 
 def test_whether_sink_tokens_belong_in_a_statistic_is_said_of_every_one() -> None:
-    assert sink_use([*registered_statistics(), *SEARCHED, *TRAINED, *TRIED]) == {
+    assert sink_use([*registered_statistics(), *SEARCHED, *TRAINED, *HEALED, *SHARED, *TRIED]) == {
         "ablation_effects": "left out of its mean",
         "accepted_components": "left out of its mean",
         "contrast_differences": "counted",
@@ -106,14 +107,19 @@ def test_whether_sink_tokens_belong_in_a_statistic_is_said_of_every_one() -> Non
         "far_input_mean": "alone",
         "fisher_information": "counted",
         "gradient_second_moment": "counted",
+        "healed_left": "counted",
+        "healed_right": "counted",
         "input_cross_moment": "counted",
         "input_magnitude": "counted",
         "input_mean": "left out",
         "input_mean_with_sinks": "counted",
         "input_second_moment": "counted",
+        "input_second_moment_by_halves": "counted",
         "input_second_moment_diagonal": "counted",
         "original_input_mean": "counted",
         "removed_components": "left out of its mean",
+        "shared_left": "counted",
+        "shared_right": "counted",
         "singular_value_gradients": "counted",
         "trained_left": "counted",
         "trained_right": "counted",

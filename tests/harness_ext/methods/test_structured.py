@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from harness_ext.errors import UserError
+from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import AnyEdit, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.concept_projection import NO_DIFFERENCE
 from harness_ext.methods.weighted_svd import SCALE_FLOOR, marchenko_pastur_median
+from harness_ext.model.geometry import Heads
 
 TRUNCATE = Decomposer().truncate
 RANDOM = numpy.random.default_rng(7)
@@ -288,6 +290,68 @@ def check_two_sided_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
         case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
 
 
+def check_mlp_select(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """The ridge as further tokens, and least squares of all outputs on the kept units."""
+    tokens = numpy.hstack([case.inputs / numpy.sqrt(case.inputs.shape[1]), 0.1 * numpy.eye(case.columns)])
+    halves = numpy.stack([case.inputs[:, start::2] @ case.inputs[:, start::2].T for start in (0, 1)])
+    for ranking in ("leverage", "zca", "energy", "a3", "obs", "random"):
+        edit = method(
+            case.tensor,
+            component=Component({"up_proj": case.tensor.T}, {}),
+            input_second_moment_by_halves=torch.tensor(halves / case.inputs.shape[1]),
+            generator=torch.Generator(),
+            unit_fraction=0.6,
+            ranking=ranking,
+            refit=True,
+        )
+        (kept,) = edit.beside["up_proj"].values.any(1).numpy().nonzero()
+        if case.norm == 0 or len(kept) < edit.columns:
+            continue
+        size = float(numpy.linalg.norm(case.weight @ tokens))
+        best = numpy.linalg.lstsq(tokens[kept].T, (case.weight @ tokens).T, rcond=None)[0].T
+        lost = case.weight @ tokens - best @ tokens[kept]
+        found = case.weight @ tokens - dense(edit) @ tokens
+        case.near(numpy.linalg.norm(found), numpy.linalg.norm(lost), scale=size)
+
+
+def check_mix_values(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """One head that makes all inputs: the best of this rank for what is made of them."""
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    root = numpy.linalg.cholesky(moment + 1e-4 * numpy.diag(moment).mean() * numpy.eye(case.columns))
+    edit = method(
+        case.tensor,
+        component=Component({"v_proj": torch.eye(case.columns)}, {}, Heads(1, 1, case.columns)),
+        input_second_moment=torch.tensor(moment),
+        generator=torch.Generator(),
+        unit_fraction=0.6,
+    )
+    rank = max(1, int(0.6 * case.columns + 1e-9))
+    values = numpy.linalg.svd(case.weight @ root, compute_uv=False)
+    together = dense(edit) @ edit.beside["v_proj"].values.double().numpy()
+    lost = numpy.linalg.norm((case.weight - together) @ root)
+    case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
+
+
+def check_nested_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Nearer to the weights than the first part alone, as near as there is with what the first part leaves."""
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    for rank in case.ranks:
+        main = max(1, rank // 2)
+        first, whole = (
+            method(
+                case.tensor,
+                input_second_moment=torch.tensor(moment),
+                truncate=TRUNCATE,
+                keep=Keep(rank=kept),
+                main_fraction=share,
+            )
+            for kept, share in ((main, 1.0), (rank, main / rank))
+        )
+        left = numpy.linalg.svd(case.weight - dense(first), compute_uv=False)
+        assert whole.rank == rank
+        case.near(numpy.linalg.norm(case.weight - dense(whole)), case.dropped(rank - main, left))
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
@@ -383,6 +447,52 @@ def check_basis_selection(case: Case, method: Callable[..., AnyEdit]) -> None:
             )
 
 
+def check_basis_sharing(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Two matrices, the case and its double with another sign: what is lost of the two on their inputs is what the
+    truncation of both as one loses.
+    """
+    from harness_ext.methods.basis_sharing import shared_basis
+
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    weights, moments = [case.tensor, -2 * case.tensor], [torch.tensor(moment), torch.tensor(moment)]
+    outputs = numpy.vstack([case.weight, -2 * case.weight]) @ case.inputs
+    values = numpy.linalg.svd(outputs, compute_uv=False)
+    for rank in case.ranks:
+        for refit in ("none", "layer"):
+            found = shared_basis(weights, moments, Keep(rank=rank), refit)
+            edits = [
+                method(
+                    weight,
+                    input_second_moment=moments[0],
+                    shared_left=left,
+                    shared_right=found.right,
+                    shared_place=torch.tensor([place, 2]),
+                    keep=Keep(rank=rank),
+                )
+                for place, (weight, left) in enumerate(zip(weights, found.lefts, strict=True))
+            ]
+            lost = outputs - numpy.vstack([dense(edit) for edit in edits]) @ case.inputs
+            case.near(numpy.linalg.norm(lost), case.dropped(rank, values), scale=float(numpy.linalg.norm(outputs)))
+
+
+def check_heal(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Training is tested by itself; here it left factors that split the singular values evenly, and added nothing."""
+    for rank in case.ranks:
+        left, right = case.u[:, :rank] * numpy.sqrt(case.s[:rank]), numpy.sqrt(case.s[:rank])[:, None] * case.vh[:rank]
+        edits = [
+            method(
+                case.tensor,
+                healed_left=torch.tensor(left * scale).float(),
+                healed_right=torch.tensor(right).float(),
+                healed_adds=torch.tensor(adds),
+            )
+            for scale, adds in ((1, False), (0, True))
+        ]
+        assert [edit.rank for edit in edits] == [rank, case.full]
+        case.near(dense(edits[0]), left @ right)
+        case.near(dense(edits[1]), case.weight)
+
+
 CHECKS = {
     name.removeprefix("check_"): check
     for name, check in globals().items()
@@ -418,6 +528,8 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "original_input_mean": torch.tensor(case.mean),
         "input_cross_moment": torch.eye(13),
         "gradient_second_moment": torch.eye(9),
+        "component": Component({"up_proj": case.tensor.T, "v_proj": case.tensor.T}, {}, Heads(1, 1, 13)),
+        "input_second_moment_by_halves": torch.stack([torch.eye(13), torch.eye(13)]),
         "far_input_mean": torch.zeros(13),
         "input_magnitude": torch.ones(13),
         "removed_components": torch.arange(9) < 3,
@@ -431,6 +543,12 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "contrast_differences": torch.tensor(case.inputs.T[:6]),
         "trained_left": torch.ones(9, 2),
         "trained_right": torch.ones(2, 13),
+        "healed_left": torch.ones(9, 2),
+        "healed_right": torch.ones(2, 13),
+        "healed_adds": torch.tensor(False),
+        "shared_left": torch.ones(9, 2),
+        "shared_right": torch.ones(2, 13),
+        "shared_place": torch.tensor([0, 2]),
     }
     given = {name: statistics[name] for name in described.engine_arguments}
     for settings in [{"bias": True}, {"bias": False}] if "bias" in described.parameters else [{}]:

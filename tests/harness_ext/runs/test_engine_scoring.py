@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +85,7 @@ def test_one_engine_scores_all_variants_as_the_backend_that_edits_does(
     assert again.err.count("kept from") == 4 and len(stand_in.made) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -102,6 +108,7 @@ def test_an_engine_that_does_not_reload_exactly_is_made_anew(
     assert answers(tmp_path, "laser") != answers(tmp_path, "baseline")
 
 
+@pytest.mark.slow
 def test_copies_of_the_engine_are_given_the_folder(
     engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -114,6 +121,7 @@ def test_copies_of_the_engine_are_given_the_folder(
     assert "engine of its own" not in ran.err
 
 
+@pytest.mark.slow
 def test_the_model_that_edits_is_gone_before_the_engine_starts(engine_run, monkeypatch: pytest.MonkeyPatch) -> None:
     edited: list[weakref.ref[Any]] = []
     alive: list[bool] = []
@@ -178,9 +186,32 @@ def test_arguments_of_the_model_that_edits() -> None:
     assert served == {"pretrained": "F", "max_model_len": 64, "gpu_memory_utilization": 0.8, "tokenizer": "T"}
 
 
-# Commands that end before all is scored
+# Commands that are killed
 
 
+KILLED = """
+import os, signal, sys
+from harness_ext.cli import main
+from harness_ext.lm_eval_adapter import engines, running_engine
+from harness_ext.runs import engine_scoring, export
+from tests.harness_ext.runs.stand_in_engine import StandInEngine
+
+engines.Engine.installed = True
+running_engine.backend_class = lambda name: StandInEngine
+where, call, *sys.argv[1:] = sys.argv[1:]
+owner = {"save": export, "_scored": engine_scoring.EngineSession}[where]
+work, calls = getattr(owner, where), []
+
+def killing(*arguments):
+    calls.append(where)
+    result = work(*arguments)
+    if len(calls) == int(call):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(owner, where, killing)
+main()
+"""
 RECIPES = ("--recipe", "laser", "--control", "random-subspace")
 
 
@@ -197,6 +228,7 @@ def all_of(root: Path) -> dict[str, Any]:
     return {label: (undisturbed(receipt), answers(root, label)) for label, receipt in receipts(root).items()}
 
 
+@pytest.mark.slow
 def test_what_an_ended_command_has_edited_is_not_edited_again(
     engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -216,6 +248,7 @@ def test_what_an_ended_command_has_edited_is_not_edited_again(
     assert all_of(tmp_path) == found and set(found) == {"baseline", "laser", "laser+random-subspace"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["the weights", "the record"])
 def test_an_edit_of_which_something_is_lost_is_made_anew(
     engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lost: str
@@ -232,3 +265,37 @@ def test_an_edit_of_which_something_is_lost_is_made_anew(
     ran = engine_run("--recipe", "laser")
     assert ran.code == 0 and "has edited it" not in ran.err, ran.err
     assert set(receipts(tmp_path)) == {"baseline", "laser"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "call", "edited", "scored"),
+    [("save", 2, 1, 0), ("_scored", 1, 2, 1), ("_scored", 2, 1, 2)],
+    ids=["as the second folder is written", "after one score", "after two scores"],
+)
+def test_a_killed_command_goes_on_as_if_it_had_not_been(
+    engine_run, stand_in, tmp_path: Path, where: str, call: int, edited: int, scored: int
+) -> None:
+    wanted = ("run", "--model", "vllm", "--model_args", "pretrained=demo,dtype=float32", "--tasks", "int_mult",
+              "--limit", "12", "--batch_size", "16", *RECIPES)  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, where, str(call), *wanted],
+        check=False, capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    before = all_of(tmp_path)
+    assert len(before) == scored
+    ran = engine_run(*RECIPES)
+    assert ran.code == 0 and ran.err.count("kept from") == scored, ran.err
+    assert ran.err.count("an earlier command has edited it") == edited
+    found = all_of(tmp_path)
+    assert before.items() <= found.items() and not list(tmp_path.glob("results/demo/.*"))
+
+    made_old = time.time() - 3600
+    for path in tmp_path.glob("cache/weights/.*"):
+        os.utime(path, (made_old, made_old))
+    shutil.rmtree(tmp_path / "results")
+    assert engine_run(*RECIPES).code == 0
+    assert all_of(tmp_path) == found and len(found) == 3
+    assert len(list(tmp_path.glob("cache/weights/*"))) == 2 and not list(tmp_path.glob("cache/weights/.*"))

@@ -27,7 +27,7 @@ models:
 tasks: [int_mlt, int_mult, int_mult, "arc_esy"]
 recipes: [lasr, svd, svd, "svd:keep.rnk=2", "laser:keep.rank=[3,4]", "laser:keep.rank=4"]
 controls: [noise, noise]
-run: {limit: -3, batch_size: banana, seed: x, num_fewshot: -1, include_path: no-tasks}
+run: {limit: -3, batch_size: banana, device: banana, seed: x, num_fewshot: -1, include_path: no-tasks}
 exclude: [{model: "*70B"}]
 cells: {retries: -1, timeout: soon}
 """
@@ -54,6 +54,7 @@ TOLD = {
     "controls.1": ["noise stands in controls.0 already"],
     "run.limit": ["-3 leaves no document to score: give a number"],
     "run.batch_size": ["'banana' is no batch size: give a whole number from 1, auto, or auto:N"],
+    "run.device": ["'banana' is no device: give cpu, cuda, cuda:N"],
     "run.seed": ["'x' is no seed: give one whole number for all, or four"],
     "run.num_fewshot": ["give a whole number from 0 (found -1)"],
     "run.include_path": ["there is no folder no-tasks"],

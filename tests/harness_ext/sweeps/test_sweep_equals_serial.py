@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,10 +52,15 @@ def left_by(root: Path) -> dict[tuple[str, str], Any]:
     return found
 
 
-@pytest.fixture(scope="module")
-def two_models(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Any]:
-    """The models, and what one run of each leaves."""
-    models = ["demo", str(make_model("llama"))]
+@pytest.fixture(scope="module", params=["stories260K", pytest.param("smollm2", marks=pytest.mark.long)])
+def two_models(
+    request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Any]:
+    """The embedded model and a real one, and what one run of each leaves."""
+    real = request.getfixturevalue("smollm2") if request.param == "smollm2" else shared / "data/models" / request.param
+    if not real.is_dir():
+        pytest.skip(f"{real} is absent")
+    models = ["demo", str(real)]
     folder = tmp_path_factory.mktemp("serial")
     for model in models:
         asked = ("--model", "hf", "--model_args", f"pretrained={model}", *FLAGS, "--recipe", *RECIPES)

@@ -1,0 +1,163 @@
+"""`lm_eval audit`: is there anything to gain from editing this model, where, and what would break? One command, no
+recipe named: a few recipes of each kind with controls, on small samples that are shipped.
+
+Notable choices:
+- The runs are ordinary ones: kept, resumed and on the board like all others. The page is made of their judged cells.
+- Recipes that learn do so from the samples' training items, of which none is scored.
+- A variant costs the same forward passes over the samples, some twenty thousand tokens; the control of each recipe
+  doubles that. Two of the recipes decompose every matrix once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from contextlib import redirect_stdout
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness_ext.cli.exit_codes import MISTAKE
+from harness_ext.cli.secrecy import printable
+from harness_ext.cli.terminal import add_form_arguments, terminal_style
+from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness_ext.recipe.recipe import Recipe
+    from harness_ext.runs.run_result import RunResult
+    from leaderboard.report.findings import AuditedRecipe
+
+TASKS = "audit"
+CONTROL = "random-subspace"
+BATCH_SIZE = "16"
+_ON_EVERYTHING = "calibration.task=[audit_text,audit_facts,audit_commonsense],calibration.samples=96"
+_IN_FULL = "wikidata_qa,int_mult,int_sum,arc_easy,piqa,wikitext,pronoun_bias"
+"""Public tasks, and some made in code, that ask at length what the samples ask in short."""
+KINDS = {
+    "truncation": "From the weights alone",
+    "components": "Components that matter little to the answers",
+    "calibrated": "Compression that learns from texts",
+    "search": "Search: edits that were tried out, and ranks that were chosen",
+    "training": "Training",
+    "controls": "Controls",
+    "yardsticks": "Yardsticks",
+    "": "Others",
+}
+"""The groups of recipes as headings of the page."""
+EPILOG = """
+examples:
+  $ lm_eval audit --model_args pretrained=google/gemma-2-2b --device cuda
+  $ lm_eval audit --model_args pretrained=demo --limit 40
+  $ lm_eval audit --model_args pretrained=demo --recipe aa-svd:calibration.task=audit_text,calibration.samples=32
+  $ lm_eval audit --model_args pretrained=demo --markdown > findings.md
+"""
+
+
+class AuditRecipe(NamedTuple):
+    """A recipe as the audit asks for it, on few documents, and as it is asked in full."""
+
+    asked: str
+    in_full: str
+
+
+RECIPES = (
+    AuditRecipe("laser", "laser"),
+    AuditRecipe("eigenprune:calibration.task=audit_facts,calibration.samples=96", "eigenprune"),
+    AuditRecipe(f"svd-llm:{_ON_EVERYTHING}", "svd-llm"),
+    AuditRecipe(f"zero-sum:{_ON_EVERYTHING}", "zero-sum"),
+    AuditRecipe(
+        "laser-search:layers=[-1],fractions=[0.1,0.01],calibration.task=[audit_facts,audit_commonsense],"
+        "calibration.samples=64",
+        "laser-search",
+    ),
+)
+"""One or two of each kind. The search tries six edits, all in the last layer."""
+
+
+class Audit(RecipesCommand):
+    """Look for gains and breakages on small samples, with recipes of each kind."""
+
+    name = "audit"
+    logs = True
+    summary = "Ask whether a model has anything to gain from recipes"
+    description = (
+        "Score a model on small shipped samples (facts, arithmetic, commonsense, running text, a stereotype) unedited,"
+        " under a few recipes of each kind, and under a control of each; then say in sentences whether there is"
+        " anything to gain, where, and what would break. The runs are kept and resumed like all others."
+    )
+    epilog = EPILOG
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add_model_args(parser, "The model, as in `lm_eval run`: pretrained=NAME,dtype=float16")
+        parser.add_argument(
+            "--recipe",
+            nargs="+",
+            action="extend",
+            metavar="<recipe>",
+            help="In place of the audit's own recipes; as in `lm_eval run`. Repeatable",
+        )
+        parser.add_argument("--limit", type=float, metavar="<n>", help="At most so many documents of each sample")
+        parser.add_argument("--device", metavar="<device>", help="As in `lm_eval run`")
+        parser.add_argument(
+            "--batch_size", default=BATCH_SIZE, metavar="<n>", help=f"As in `lm_eval run` (default: {BATCH_SIZE})"
+        )
+        parser.add_argument("--output_path", metavar="<dir>", help="Where runs lie (default: results)")
+        add_form_arguments(parser)
+        parser.set_defaults(func=self._run)
+
+    @staticmethod
+    def _run(args: argparse.Namespace) -> None:
+        from harness_ext.runs.python_api import load_recipe, run
+
+        recipes = [load_recipe(one) for one in args.recipe or [recipe.asked for recipe in RECIPES]]
+        with redirect_stdout(sys.stderr):
+            result = run(**_asked(args), recipes=recipes, verbose=True)
+        print(printable(_page(args, recipes, result)))
+        if result.failed:
+            sys.exit(MISTAKE)
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `harness_ext.run` that the flags stand for."""
+    named = ("limit", "device", "batch_size", "output_path")
+    given = {name: value for name in named if (value := getattr(args, name)) is not None}
+    return {"model_args": args.model_args, "tasks": [TASKS], "controls": [CONTROL], **given}
+
+
+def _audited(recipe: Recipe, result: RunResult) -> AuditedRecipe:
+    from leaderboard.report.findings import AuditedRecipe
+
+    receipts = [run.receipt for run in result.runs if run.receipt["recipe"]["label"] == recipe.label]
+    doubts = [str(warning) for receipt in receipts[:1] for warning in receipt["warnings"]]
+    return AuditedRecipe(recipe.label, KINDS[recipe.group], tuple(doubts), result.failed.get(recipe.label))
+
+
+def in_full(recipes: Sequence[Recipe], args: argparse.Namespace) -> str:
+    """The command that asks the same of public tasks, by a recipe's own defaults where it is one of the audit's."""
+    from harness_ext.runs.python_api import load_recipe
+
+    shipped = {load_recipe(one.asked).label: one.in_full for one in RECIPES}
+    model_args = ",".join(f"{key}={value}" for key, value in args.model_args.items())
+    words = ["lm_eval", "run", "--model", "hf", "--model_args", model_args, "--tasks", _IN_FULL]
+    words += ["--recipe", *(shipped.get(recipe.label, recipe.label) for recipe in recipes), "--control", CONTROL]
+    words += ["--device", args.device] if args.device else []
+    return printable(shlex.join([*words, "--batch_size", str(args.batch_size)]))
+
+
+def _page(args: argparse.Namespace, recipes: Sequence[Recipe], result: RunResult) -> str:
+    from leaderboard.report.findings import finding_rows, findings_page
+    from leaderboard.report.findings_forms import as_markdown_page, as_terminal_page
+    from leaderboard.terminal.output import written
+
+    ordered = sorted(recipes, key=lambda recipe: list(KINDS).index(recipe.group))
+    audited = [_audited(recipe, result) for recipe in ordered]
+    if args.form in ("json", "csv"):
+        return written(args.form, finding_rows(audited, result.cells))
+    commands = {
+        KINDS[group]: in_full(list(of_group), args) for group, of_group in groupby(ordered, lambda one: one.group)
+    }
+    model = next((cell.model for cell in result.cells), str(args.model_args["pretrained"]))
+    page = findings_page(model, audited, result.cells, commands)
+    return as_markdown_page(page) if args.form == "markdown" else as_terminal_page(page, terminal_style().width)

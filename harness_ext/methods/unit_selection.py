@@ -1,0 +1,192 @@
+"""Which hidden units of an MLP stay, and the matrix that reads them refitted to those that do.
+
+With C `[n, n]` the mean of `h h^T` over tokens, h the input of `down_proj`, and `C_t = C + t I`, a selection S of k
+units keeps the rows S of gate and up, with their biases, and `down_proj` becomes
+
+    W' = W C_t[:, S] C_t[S, S]^-1     (refit)          W' = W[:, S]     (selection only)
+
+which minimises `mean |W h - W' h_S|^2 + t |W[:, S] - W'|^2`: the ridge pulls to the selection and not to zero (ours),
+so that at any ridge the refit is no worse than the selection on the texts it was made from. MoDeGPT (arXiv:2408.09632),
+A3 (arXiv:2505.12942) and subspace node pruning (arXiv:2405.17506) differ in the ranking alone:
+
+    leverage   1 / [C_t^-1]_ii, in the order of the ridge leverage 1 - t [C_t^-1]_ii        (MoDeGPT)
+    zca        1 / [C_t^-1/2]_ii^2                                                          (node pruning, our reading)
+    energy     C_ii
+    a3         sqrt(C_ii) |W[:, i]|                                                         (A3)
+    obs        one by one the unit of least price |W'[:, i]|^2 / [C_t[S, S]^-1]_ii           (ours)
+    random     a control
+
+The price is what the error rises by, exactly, where a unit goes and the others are refitted (optimal brain surgeon, for
+units). The first tokens of the texts count: weighted with no regard to them, the kept units get the one token wrong
+whose output is hundreds of times larger.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside, left_of
+from harness_ext.methods import method
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+Ranking = Literal["leverage", "zca", "energy", "a3", "obs", "random"]
+REFITTED, SELECTED = "refitted", "selected"
+"""How `down_proj` was made, in the receipt."""
+UNTESTED = "no held-out documents"
+"""The fallback where a refit could not be tested on other documents: the selection is kept."""
+
+
+@method(summary="Keep some of an MLP's hidden units, and refit the matrix that reads them.", component="mlp")
+def mlp_select(
+    weight: Tensor,
+    /,
+    *,
+    component: Component,
+    input_second_moment_by_halves: Tensor,
+    generator: Generator,
+    unit_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8,
+    ranking: Ranking = "leverage",
+    refit: bool | Literal["auto"] = "auto",
+    ridge: Annotated[float, Field(gt=0)] = 1e-2,
+) -> ComponentEdit:
+    """The same share of units in every layer; see the module.
+
+    input_second_moment_by_halves: `[2, n, n]`, the sums of `h h^T` over each half of the documents, divided by the
+    number of tokens in both: they add up to C. unit_fraction: `floor` of that share of the units stays, and one at
+    least. refit: `auto` refits where that lowers the error on the half of the documents that it was not made from, both
+    halves in turn (ours). ridge: t, of the mean over tokens.
+    """
+    dense = weight.double()
+    moments = Moments.of(input_second_moment_by_halves.to(weight.device), ridge)
+    count = left_of(dense.shape[1], unit_fraction)
+    kept = _chosen(dense, moments.whole, ranking, count, generator)
+    refits = moments.favour_refit(dense, kept) if refit == "auto" else refit
+    values = weight.new_zeros(weight.shape)
+    everything = count == dense.shape[1]
+    values[:, kept] = weight[:, kept] if everything or not refits else refitted(dense, moments.whole, kept).to(weight)
+    return ComponentEdit(
+        values,
+        UNTESTED if refit == "auto" and not moments.testable else None,
+        decomposition=REFITTED if refits else SELECTED,
+        unchanged=everything,
+        columns=count,
+        beside={
+            role: MatrixBeside(only_rows(value, kept), count, _only(component.biases.get(role), kept))
+            for role, value in component.weights.items()
+        },
+    )
+
+
+class Moments(NamedTuple):
+    """`C_t` of all documents and of each half, `[n, n]` in fp64. halves: each with half of the ridge; None where one of
+    them is empty.
+    """
+
+    whole: Tensor
+    halves: Tensor | None
+
+    @classmethod
+    def of(cls, by_halves: Tensor, ridge: float) -> Moments:
+        """From the two sums; see `mlp_select`. The ridge is no less than rounding in fp64 lets a matrix be inverted
+        at.
+        """
+        import torch
+
+        sums = by_halves.double()
+        identity = torch.eye(sums.shape[1], dtype=sums.dtype, device=sums.device)
+        traces = sums.diagonal(dim1=1, dim2=2).sum(1)
+        least = 8 * torch.finfo(sums.dtype).eps * float(traces.sum())
+        pull = max(ridge, least)
+        testable = bool((traces > 0).all())
+        return cls(sums.sum(0) + pull * identity, sums + pull / 2 * identity if testable else None)
+
+    @property
+    def testable(self) -> bool:
+        """Whether what is made from one half can be tested on the other."""
+        return self.halves is not None
+
+    def favour_refit(self, dense: Tensor, kept: Tensor) -> bool:
+        """Whether refits to one half of the documents do better than the selection on the other, both summed."""
+        if self.halves is None:
+            return False
+        tests = list(zip(self.halves, self.halves.flip(0), strict=True))
+        held_out = sum(error_of(dense, refitted(dense, own, kept), kept, other) for own, other in tests)
+        return held_out < sum(error_of(dense, dense[:, kept], kept, other) for _, other in tests)
+
+
+def refitted(dense: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
+    """`W C[:, S] C[S, S]^-1`, `[m, k]` in fp64. moment: C `[n, n]`, positive definite. kept: the indices S."""
+    import torch
+
+    own = torch.linalg.cholesky(moment[kept][:, kept])
+    return torch.cholesky_solve(moment[kept] @ dense.T, own).T
+
+
+def error_of(dense: Tensor, read: Tensor, kept: Tensor, moment: Tensor) -> float:
+    """`mean |W h - W' h_S|^2`, from the second moment of h; read: W' `[m, k]`."""
+    lost = dense.clone()
+    lost[:, kept] -= read
+    return float(((lost @ moment) * lost).sum())
+
+
+def only_rows(values: Tensor, kept: Tensor) -> Tensor:
+    """The same with all rows zero but those that are kept."""
+    left = values.new_zeros(values.shape)
+    left[kept] = values[kept]
+    return left
+
+
+def _only(bias: Tensor | None, kept: Tensor) -> Tensor | None:
+    return None if bias is None else only_rows(bias, kept)
+
+
+def _chosen(dense: Tensor, moment: Tensor, ranking: Ranking, count: int, generator: Generator) -> Tensor:
+    """The indices of the kept units, `[k]`, ascending; among equals, the first."""
+    import torch
+
+    if ranking == "random":
+        order = torch.randperm(dense.shape[1], generator=generator).to(dense.device)
+    elif ranking == "obs":
+        return _by_price(dense, moment, count)
+    else:
+        order = scores(dense, moment, ranking).argsort(descending=True, stable=True)
+    return order[:count].sort().values
+
+
+def scores(dense: Tensor, moment: Tensor, ranking: Ranking) -> Tensor:
+    """What units are ranked by, `[n]`, the most important highest; of the rankings that score each unit once."""
+    import torch
+
+    if ranking == "leverage":
+        return 1 / torch.cholesky_inverse(torch.linalg.cholesky(moment)).diagonal()
+    if ranking == "zca":
+        values, vectors = torch.linalg.eigh(moment)
+        return 1 / (vectors.square() @ values.clamp(min=float(values[-1]) * 1e-16).rsqrt()).square()
+    energy = moment.diagonal()
+    return energy if ranking == "energy" else energy.sqrt() * dense.norm(dim=0)
+
+
+def _by_price(dense: Tensor, moment: Tensor, count: int) -> Tensor:
+    """Greedy removal by the exact price. K, the inverse moment of the units left, and W', refitted to them, follow each
+    removal by a change of rank one, `O(n^2)` a unit.
+    """
+    import torch
+
+    inverse, read = torch.cholesky_inverse(torch.linalg.cholesky(moment)), dense.clone()
+    live = torch.ones(dense.shape[1], dtype=torch.bool, device=dense.device)
+    for _ in range(dense.shape[1] - count):
+        prices = (read.square().sum(0) / inverse.diagonal()).masked_fill(~live, torch.inf)
+        gone = int(prices.argmin())
+        row = inverse[gone] / inverse[gone, gone]
+        read -= read[:, gone, None] * row
+        inverse -= inverse[:, gone, None] * row
+        # rounding aside these are zero, and nothing may divide by what is left of them
+        read[:, gone] = 0
+        inverse[gone], inverse[:, gone] = 0, 0
+        inverse[gone, gone] = 1
+        live[gone] = False
+    return live.nonzero().flatten()

@@ -1,0 +1,87 @@
+"""`lm_eval audit`: from a model's name to a page of findings, by ordinary runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness_ext.cli import main
+from harness_ext.cli.audit import KINDS, RECIPES, in_full
+from harness_ext.recipe.recipe import GROUPS
+from harness_ext.runs.python_api import load_recipe
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "audit", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+DEMO = ("--model_args", "pretrained=demo", "--device", "cpu", "--limit", "8")
+
+
+def test_every_kind_of_recipe_that_edits_at_once_is_asked() -> None:
+    recipes = [load_recipe(one.asked) for one in RECIPES]
+    assert {recipe.group for recipe in recipes} == {"truncation", "components", "calibrated", "search"}
+    assert all(load_recipe(one.in_full).name == recipe.name for one, recipe in zip(RECIPES, recipes, strict=True))
+    assert set(KINDS) == set(GROUPS)
+
+
+def test_a_recipe_of_ones_own_from_run_to_page_and_again_from_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *DEMO, "--recipe", "laser") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Is there anything to gain here?\n") and "The unedited model: demo" in shown
+    assert "From the weights alone\n  laser: " in shown and "score      audit_text: word_perplexity" in shown
+    folders = {path.name for path in Path("results/demo").iterdir()}
+    assert len(folders) == 3 and sum("random-subspace" in name for name in folders) == 1
+    assert call(monkeypatch, *DEMO, "--recipe", "laser", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["task"] for row in rows} >= {"audit_facts", "audit_text", "pronoun_bias"}
+    assert {path.name for path in Path("results/demo").iterdir()} == folders
+
+
+def test_a_recipe_that_fails_is_told_after_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = "eigenprune:calibration.task=audit_facts,calibration.samples=5000"
+    assert call(monkeypatch, *DEMO, "--recipe", "svd", "--recipe", broken) == 2
+    shown = capsys.readouterr().out
+    assert "failed     " in shown and "  svd: " in shown
+
+
+def test_the_command_in_full_names_recipes_by_their_defaults() -> None:
+    args = argparse.Namespace(model_args={"pretrained": "a b", "dtype": "float16"}, device="cuda", batch_size="16")
+    command = in_full([load_recipe(RECIPES[1].asked), load_recipe("svd:keep.rank=2")], args)
+    assert "--model_args 'pretrained=a b,dtype=float16'" in command and "--device cuda" in command
+    assert "--recipe eigenprune svd:keep.rank=2 --control random-subspace" in command
+
+
+def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch) == 2
+    assert "--model_args" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_recipes_of_the_audit_give_findings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {}
+    assert call(monkeypatch, *DEMO, "--json") == 0
+    for row in json.loads(capsys.readouterr().out):
+        asked.setdefault(row["recipe"].partition(":")[0], row)
+    assert {"laser", "eigenprune", "svd-llm", "zero-sum"} <= set(asked)

@@ -1,0 +1,163 @@
+"""Components in whole models: what is written, counted and put back, and which models are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness_ext.calibration.sinks import SEEN
+from harness_ext.editing.controls import NoControl, control_recipe
+from harness_ext.editing.plan import plan
+from harness_ext.errors import UserError
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.recipe.recipe import parse_recipe
+from tests.harness_ext.search.plain_search import documents_for, drawing
+from tests.tiny_models import outputs
+
+UNITS, LEFT = 40, 32
+
+
+def matrices_of(lm: Any) -> dict[str, torch.Tensor]:
+    return {matrix.key: lm.weights.values(matrix) for matrix in lm.weights.layout.matrices}
+
+
+def sliced(lm: Any) -> int:
+    """The parameters of the model without the rows, columns and biases that are zero because units went."""
+    count = sum(value.numel() for value in lm.model.parameters())
+    for matrix in lm.weights.layout.matrices:
+        value, bias = lm.weights.values(matrix), lm.weights.bias_of(matrix)
+        if matrix.role in ("gate_proj", "up_proj"):
+            gone = int((~value.any(1)).sum())
+            count -= gone * (value.shape[1] + (bias is not None))
+        if matrix.role == "down_proj":
+            count -= int((~value.any(0)).sum()) * value.shape[0]
+    return count
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "gpt_neox", "phi3"))]
+)
+def test_units_leave_every_matrix_of_the_mlp_and_come_back(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    before, logits, digest = matrices_of(lm), outputs(lm.model), lm.weights.digest()
+    applied = lm.apply(parse_recipe("modegpt-mlp"), drawing(documents_for(lm, 8)))
+    assert applied.losses[0]["after"] is not None and not torch.equal(outputs(lm.model), logits)
+    for layer in range(lm.weights.layout.layers):
+        own = {matrix.role: matrix for matrix in lm.weights.layout.matrices if matrix.layer == layer}
+        kept = lm.weights.values(own["down_proj"]).any(0)
+        assert int(kept.sum()) == LEFT
+        for role in {"gate_proj", "up_proj"} & own.keys():
+            value, bias = lm.weights.values(own[role]), lm.weights.bias_of(own[role])
+            assert torch.equal(value, before[own[role].key] * kept[:, None])
+            assert bias is None or torch.equal(bias.ne(0), kept)
+    for record in applied.records:
+        reads = record.role == "down_proj"
+        assert (record.columns_kept, record.rows_kept) == ((LEFT, None) if reads else (None, LEFT))
+        assert record.parameters_after * UNITS == record.parameters_before * LEFT and record.decomposition == (
+            "refitted" if reads else None
+        )
+    assert lm.totals()["parameters_after"] == sliced(lm)
+    assert any("widths changed" in note and f"{LEFT} of {UNITS}" in note for note in applied.notes)
+    lm.undo()
+    assert lm.weights.digest() == digest and torch.equal(outputs(lm.model), logits)
+
+
+def test_a_plan_counts_what_the_receipt_counts(make_model: Any, make_lm: Any) -> None:
+    for family in ("llama", "gpt2"):
+        lm = make_lm(family)
+        recipe = parse_recipe("a3-mlp:unit_fraction=0.5")
+        lm.apply(recipe, drawing(documents_for(lm, 4)))
+        planned = plan(recipe, read_checkpoint(str(make_model(family))))
+        assert planned.parameters_after == lm.totals()["parameters_after"]
+        assert planned.bytes_after == lm.totals()["bytes_after"]
+
+
+def test_everything_kept_is_the_model_itself(make_lm: Any) -> None:
+    lm = make_lm("gpt2")
+    digest = lm.weights.digest()
+    applied = lm.apply(parse_recipe("obs-mlp:unit_fraction=1.0"), drawing(documents_for(lm, 4)))
+    assert lm.weights.digest() == digest and not applied.notes
+    assert all(one.parameters_after == one.parameters_before for one in applied.records)
+
+
+def test_units_are_chosen_again_layer_by_layer_where_a_step_is_sequential(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 8)
+    found = []
+    for sequential in ("false", "true"):
+        lm.apply(parse_recipe(f"modegpt-mlp:unit_fraction=0.5,sequential={sequential}"), drawing(documents))
+        found.append(matrices_of(lm))
+        lm.undo()
+    same = [bool(torch.equal(value, found[1][key])) for key, value in found[0].items() if "mlp" in key]
+    assert any(same) and not all(same)
+
+
+def test_half_precision_models_keep_their_dtype(make_lm: Any) -> None:
+    lm = make_lm("llama", dtype="bfloat16")
+    lm.apply(parse_recipe("modegpt-mlp"), drawing(documents_for(lm, 4)))
+    assert {value.dtype for value in lm.model.parameters()} == {torch.bfloat16}
+    assert bool(torch.isfinite(outputs(lm.model)).all())
+
+
+@pytest.mark.parametrize(
+    ("family", "matrices", "why"),
+    [
+        ("mixtral", "[down_proj]", "units of experts cannot be chosen"),
+        ("llama", "[all]", r"edits the MLP of a layer as a whole.*set matrices=\[down_proj\]"),
+        ("gpt2", "[up_proj]", r"set matrices=\[down_proj\]"),
+    ],
+)
+def test_what_is_no_mlp_of_its_own_is_refused(make_lm: Any, family: str, matrices: str, why: str) -> None:
+    lm = make_lm(family)
+    with pytest.raises(UserError, match=why):
+        lm.apply(parse_recipe(f"modegpt-mlp:matrices={matrices}"), drawing(documents_for(lm, 2)))
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt_neox", marks=pytest.mark.slow)])
+def test_values_leave_heads_and_a_plan_counts_them(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    recipe, digest = parse_recipe("a3-ov:unit_fraction=0.5"), lm.weights.digest()
+    applied = lm.apply(recipe, drawing(documents_for(lm, 6)))
+    heads = lm.weights.layout.heads
+    for record in applied.records:
+        queries = record.role == "o_proj"
+        kept = record.columns_kept if queries else record.rows_kept
+        assert kept == (heads.queries if queries else heads.key_values) * (heads.width // 2)
+    size = lm.totals()["parameters_after"]
+    planned = plan(recipe, read_checkpoint(lm.loaded_from))
+    assert planned.parameters_after == size < planned.parameters
+    lm.undo()
+    assert lm.weights.digest() == digest
+    # All of them: the very model.
+    lm.apply(parse_recipe("a3-ov:unit_fraction=1.0"), drawing(documents_for(lm, 6)))
+    assert lm.weights.digest() == digest
+
+
+def test_its_control_draws_as_many_units_at_random(make_lm: Any) -> None:
+    lm, recipe = make_lm("llama"), parse_recipe("modegpt-mlp")
+    documents = documents_for(lm, 8)
+    applied = lm.apply(recipe, drawing(documents))
+    own, receipt = matrices_of(lm), {"matrices": [record.to_json() for record in applied.records], "searches": []}
+    size = lm.totals()["parameters_after"]
+    lm.undo()
+    control = control_recipe("random-subspace", recipe, receipt)
+    assert (control.steps[0].ranking, control.steps[0].refit) == ("random", True)  # type: ignore[attr-defined]
+    assert control.control == "random-subspace" and control.control_of == recipe.recipe_id
+    lm.apply(control, drawing(documents))
+    assert lm.totals()["parameters_after"] == size
+    assert not all(torch.equal(value.any(0), own[key].any(0)) for key, value in matrices_of(lm).items())
+    lm.undo()
+    with pytest.raises(NoControl, match="takes whole units away"):
+        control_recipe("bottom-k", recipe, receipt)
+    assert {step.method for step in control_recipe("identity", recipe, receipt).steps} == {"identity"}
+    assert control_recipe("noise", recipe, receipt).steps[0].method == "noise"
+
+
+def test_sinks_are_counted_in_what_units_are_chosen_by(make_lm: Any) -> None:
+    from harness_ext.methods import registered_methods
+    from harness_ext.methods.registry import sink_use
+
+    assert sink_use(registered_methods()["mlp_select"].statistics) == {"input_second_moment_by_halves": "counted"}
+    assert SEEN not in registered_methods()["mlp_select"].statistics

@@ -1,0 +1,129 @@
+"""The findings page: what counts as a gain, how sure the first sentence is, and that both forms say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from leaderboard.board.cell import Cell, changed
+from leaderboard.report.findings import AuditedRecipe, answer, finding_rows, findings_page
+from leaderboard.report.findings_forms import as_markdown_page, as_terminal_page
+
+LASER = AuditedRecipe("laser", "From the weights alone")
+SVD_LLM = AuditedRecipe("svd-llm:calibration.samples=96", "Compression")
+COMMANDS = {
+    "From the weights alone": "lm_eval run --model hf --model_args pretrained=m --tasks piqa --recipe laser",
+    "Compression": "lm_eval run --model hf --model_args pretrained=m --tasks piqa --recipe svd-llm",
+}
+
+
+def cell(recipe: str, task: str, verdict: str, **more: Any) -> Cell:
+    """A judged cell whose interval agrees with its verdict."""
+    point = {"better": 0.1, "worse": -0.1, "collapsed": -0.5}.get(verdict, 0.01)
+    reach = 0.05 if verdict != "undecided" else 0.2
+    known: dict[str, Any] = {"improvement": point, "delta": point, "low": point - reach, "high": point + reach}
+    known |= {"q_value": 0.01, "comparisons": 10, "weights": f"weights of {recipe}", "parameters_kept": 0.8}
+    scores = (100, 0.5, 0.5 + point)
+    return Cell("m", recipe, f"run of {recipe}", task, "acc", "none", *scores, verdict, **(known | more))
+
+
+def controlled(whole: Cell, verdict: str, **more: Any) -> Cell:
+    pair = changed(whole, verdict=verdict, control="random-subspace", comparisons=4, **more)
+    return changed(whole, against_controls=(pair,))
+
+
+BASE = cell("baseline", "piqa", "baseline", weights="unedited", improvement=None, delta=None, low=None, high=None)
+GAIN = controlled(cell("laser", "facts", "better"), "better")
+AS_CONTROL = controlled(cell("laser", "facts", "better"), "undecided")
+UNDECIDED = cell("laser", "piqa", "undecided", documents_needed=900, needed_for="difference")
+SAME, WORSE = cell("laser", "text", "same"), cell("laser", "text", "worse")
+
+
+@pytest.mark.parametrize(
+    ("cells", "begins", "says"),
+    [
+        ([GAIN, UNDECIDED, WORSE], "Yes, on these samples: laser on facts (+0.100 [+0.050, +0.150])", ""),
+        ([AS_CONTROL, WORSE], "No, as far as these samples go: ", "but no better than its control: laser on facts"),
+        ([cell("laser", "facts", "better"), SAME], "No, as far as these samples go", "but no control was run"),
+        ([UNDECIDED, WORSE], "Nothing was shown to be gained: 1 of 2 comparisons", "so that a gain may be there"),
+        ([AS_CONTROL, UNDECIDED], "Nothing was shown to be gained: better than", "1 of 2 comparisons"),
+        ([SAME, WORSE], "No, as far as these samples go: all 2 comparisons", "are decided"),
+        ([], "Nothing can be said", ""),
+        ([cell("laser", "facts", "incomparable")], "Nothing can be said", ""),
+    ],
+)
+def test_the_answer_is_as_strong_as_the_verdicts(cells: list[Cell], begins: str, says: str) -> None:
+    said = answer(cells)
+    assert said.startswith(begins) and says in said and said.endswith(".") and said.count("..") == 0
+
+
+def test_a_gain_is_never_claimed_without_a_control_that_it_beats() -> None:
+    for verdict in ("undecided", "same", "worse", "collapsed"):
+        assert not answer([controlled(cell("laser", "facts", "better"), verdict)]).startswith("Yes")
+
+
+def test_being_ahead_of_a_collapsed_control_is_told_to_say_little() -> None:
+    assert "its control collapsed" in answer(
+        [controlled(cell("laser", "facts", "better"), "better", against_collapsed=True)]
+    )
+
+
+def page(cells: list[Cell]) -> list[Any]:
+    return findings_page("m", [LASER, SVD_LLM], cells, COMMANDS)
+
+
+def test_the_page_has_what_helps_breaks_costs_and_is_undecided() -> None:
+    shown = as_terminal_page(
+        page([BASE, UNDECIDED, GAIN, cell("svd-llm:calibration.samples=96", "text", "worse")]), 200
+    )
+    assert shown.startswith("Is there anything to gain here?\nYes, on these samples: laser on facts")
+    assert "What breaks: svd-llm on text." in shown
+    assert "10 comparisons with the unedited model and 4 with controls (Benjamini-Hochberg" in shown
+    assert "  laser: 80.0% of the parameters are kept\n    helps      facts: acc 0.5000 -> 0.6000" in shown
+    assert "about 900 documents would confirm such a difference, 100 are here" in shown
+    assert "asked as   svd-llm:calibration.samples=96\n    breaks     text" in shown
+    assert all(command in shown for command in COMMANDS.values())
+
+
+def test_a_recipe_that_edited_nothing_counts_nowhere() -> None:
+    unedited = cell("laser", "piqa", "undecided", weights="unedited")
+    shown = as_terminal_page(page([BASE, unedited]), 200)
+    assert "nothing was edited" in shown and "Nothing can be said" in shown and "undecided  " not in shown
+    assert finding_rows([LASER], [BASE, unedited]) == []
+
+
+def test_failures_have_a_reason_and_a_row() -> None:
+    failed = AuditedRecipe("laser", "From the weights alone", failure="no such matrix")
+    shown = as_terminal_page(findings_page("m", [failed], [BASE], COMMANDS), 100)
+    assert "failed     no such matrix" in shown and "nothing was edited" not in shown
+    (row,) = finding_rows([failed], [BASE])
+    assert (row["finding"], row["notes"]) == ("failed", ["no such matrix"])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_lines_fit_the_terminal(width: int) -> None:
+    notes = ("worse by acc, but better by another metric, which is a long story that nobody wants to read twice",)
+    cells = [BASE, UNDECIDED, GAIN, cell("svd-llm:calibration.samples=96", "text", "worse", notes=notes)]
+    lines = as_terminal_page(page(cells), width).splitlines()
+    assert max(map(len, lines)) <= width
+    # a command is the same once its broken lines are joined
+    joined = " ".join("\n".join(lines).replace("\\\n", " ").split())
+    assert all(command in joined for command in COMMANDS.values())
+
+
+def test_markdown_says_the_same_and_runs_no_markup() -> None:
+    cells = [BASE, GAIN, cell("svd-llm:calibration.samples=96", "<b>t</b>`", "worse")]
+    text = as_markdown_page(page(cells))
+    assert text.startswith("## Is there anything to gain here?\n\nYes, on these samples")
+    assert "<b>" not in text and "\\<b\\>" in text and "\n- breaks: " in text
+    assert "```sh\nlm_eval run" in text
+    bare = text.replace("\\", "")
+    assert all(line.text in bare for line in page(cells) if line.form != "command")
+
+
+def test_rows_are_data() -> None:
+    gain, open_one = finding_rows([LASER], [BASE, UNDECIDED, GAIN])
+    assert (gain["finding"], gain["against_control"], gain["improvement"]) == ("beats", ["better"], 0.1)
+    assert (open_one["finding"], open_one["documents_needed"], open_one["kind"]) == ("undecided", 900, LASER.kind)
+    assert list(gain) == list(open_one)
