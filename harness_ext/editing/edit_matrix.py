@@ -16,7 +16,7 @@ from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Method, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep, NotedKeep
-from harness_ext.model.components import feeders_of
+from harness_ext.model.components import feeders_of, is_rotated
 from harness_ext.model.digests import moved
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
@@ -95,7 +95,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     after = weights.digest_soon(matrix.parameter, matrix.expert)
     described = registered_methods()[step.method]
     seen = SeenTokens.of(statistics)
-    cut = _columns_kept(matrix, edit)
+    cut = _kept(matrix, edit)
     record = MatrixRecord(
         step=context.number,
         method=step.method,
@@ -124,10 +124,12 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     return EditedMatrix(record, seen, _shift_size(shift, seen), after, _edited_beside(context, matrix, edit))
 
 
-def _columns_kept(matrix: Matrix, edit: AnyEdit) -> dict[str, int]:
-    """What a record says of lost columns; nothing where none are lost."""
-    lost = isinstance(edit, ComponentEdit) and edit.columns < matrix.shape[1]
-    return {"columns_kept": edit.columns} if isinstance(edit, ComponentEdit) and lost else {}
+def _kept(matrix: Matrix, edit: AnyEdit) -> dict[str, int]:
+    """What a record says of lost rows and columns; nothing where none are lost."""
+    if not isinstance(edit, ComponentEdit):
+        return {}
+    left = zip(("rows_kept", "columns_kept"), (edit.rows, edit.columns), matrix.shape, strict=True)
+    return {name: count for name, count, full in left if count is not None and count < full}
 
 
 def _edited_beside(context: StepContext, matrix: Matrix, edit: AnyEdit) -> tuple[EditedMatrix, ...]:
@@ -191,6 +193,7 @@ def _component(context: StepContext, matrix: Matrix) -> Component:
         {role: weights.read(other) for role, other in feeders.items()},
         {role: bias for role, bias in biases.items() if bias is not None},
         weights.layout.heads,
+        is_rotated(weights.layout),
     )
 
 
@@ -240,7 +243,8 @@ def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) ->
     """The numbers that an edited matrix holds: as factors where that is smaller, and as it is in a factored step."""
     dense = matrix.shape[0] * matrix.shape[1]
     if isinstance(edit, ComponentEdit):
-        return matrix.shape[0] * edit.columns
+        rows, columns = matrix.shape
+        return (edit.rows or rows) * (edit.columns or columns)
     if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
         return edit.numbers
     return dense if step.factored and stored == DENSE else stored_parameters(matrix.shape, edit.rank)

@@ -156,13 +156,18 @@ def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
 
 def _lost_units(records: Sequence[MatrixRecord]) -> Iterator[str]:
     """That matrices lost rows or columns, and how the model computes without them."""
-    reading = [record for record in records if record.columns_kept is not None]
-    if reading:
-        fewest = min(reading, key=lambda record: (record.columns_kept or 0) / record.shape[1])
+    cut = [
+        (left / full, f"{record.name} has {left} of {full} {what}")
+        for record in records
+        for what, left, full in zip(
+            ("rows", "columns"), (record.rows_kept, record.columns_kept), record.shape, strict=True
+        )
+        if left is not None
+    ]
+    if cut:
         yield (
-            f"widths changed: {len(reading)} matrices read fewer units than before, {fewest.name}"
-            f" {fewest.columns_kept} of {fewest.shape[1]}; the model computes with zeros in the place of the others,"
-            " and is counted without them"
+            f"widths changed: {len(cut)} matrices have fewer rows or columns than before, {min(cut)[1]}; the model"
+            " computes with zeros in the place of the others, and is counted without them"
         )
 
 

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.records import standing
 from harness_ext.errors import UserError, located
-from harness_ext.linalg.components import left_of
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
-from harness_ext.model.components import check_components, feeders_of, groups_of
+from harness_ext.model.components import check_components, feeders_of, lost_of
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
@@ -341,21 +340,23 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
 
 
 def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> int:
-    """The numbers that the component of a matrix loses: a column of it for each unit, and a row, with its bias, of
-    what feeds it.
+    """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
+    its bias, of the others.
     """
     kind = component_of(step)
     if kind is None:
         return 0
 
     def lost(role: str, total: int) -> int:
-        groups = groups_of(layout, kind, role)
-        return total - groups * left_of(total // groups, step.parameters["unit_fraction"])
+        return lost_of(layout, kind, role, total, step.parameters["unit_fraction"])
 
-    feeders = feeders_of(layout, matrix, kind)
-    rows = {role: lost(role, one.shape[0]) for role, one in feeders.items()}
-    beside = sum(rows[role] * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items())
-    return matrix.shape[0] * lost(matrix.role or "", matrix.shape[1]) + beside
+    feeders, (rows, columns) = feeders_of(layout, matrix, kind), matrix.shape
+    beside = sum(
+        lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items()
+    )
+    if kind == "scores":
+        return columns * lost("k_proj", rows) + beside
+    return rows * lost(matrix.role or "", columns) + beside
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:

@@ -19,19 +19,16 @@ if TYPE_CHECKING:
     from harness_ext.model.geometry import Heads
 
 
-def left_of(total: int, fraction: float) -> int:
-    """How many of so many units stay at a share of them: rounded down, and one at least."""
-    return max(1, int(fraction * total + 1e-9))
-
-
 class Component(NamedTuple):
     """The other matrices of a component, by role. weights: `[out, in]`, in fp32. biases: `[out]`, of those that have
-    one. heads: the attention geometry, None where it is unknown.
+    one. heads: the attention geometry, None where it is unknown. rotated: whether queries and keys are rotated by their
+    positions, coordinate i of a head together with i + d/2.
     """
 
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
     heads: Heads | None = None
+    rotated: bool = False
 
 
 class MatrixBeside(NamedTuple):
@@ -46,11 +43,12 @@ class MatrixBeside(NamedTuple):
 
 @dataclass(frozen=True)
 class ComponentEdit(DenseEdit):
-    """What becomes of a component. values: `[m, n]`, of the matrix that reads what the others make, zero where columns
-    were taken away. columns: how many are left. beside: the others, by role.
+    """What becomes of a component. values: `[m, n]`, of the matrix that the step names, zero where columns, or rows,
+    were taken away. columns, rows: how many of either are left, None for all. beside: the others, by role.
     """
 
-    columns: int = field(kw_only=True)
+    columns: int | None = field(default=None, kw_only=True)
+    rows: int | None = field(default=None, kw_only=True)
     beside: Mapping[str, MatrixBeside] = field(kw_only=True)
 
     @property

@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside, left_of
+from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.methods import method
+from harness_ext.model.components import left_of
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

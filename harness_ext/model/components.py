@@ -26,8 +26,20 @@ class ComponentKind(NamedTuple):
 
 COMPONENTS = {
     "mlp": ComponentKind("down_proj", ("gate_proj", "up_proj"), frozenset({"gate_proj"}), "the MLP of a layer"),
+    "scores": ComponentKind("k_proj", ("q_proj",), frozenset(), "the queries and keys of an attention"),
     "values": ComponentKind("o_proj", ("v_proj",), frozenset(), "the values of an attention"),
 }
+
+
+_ROTATED = ("llama", "mistral", "qwen2", "gemma", "gemma2", "granite", "mixtral", "qwen2_moe")
+"""Rotary positions on whole heads, in two halves."""
+_UNROTATED = ("gpt2", "opt")
+_NORMALISED = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")
+
+
+def left_of(total: int, fraction: float) -> int:
+    """How many of so many units stay at a share of them: rounded down, and one at least."""
+    return max(1, int(fraction * total + 1e-9))
 
 
 def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
@@ -60,18 +72,29 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
             found[role] = feeding[0]
     check_not_shared([matrix, *found.values()], "what feeds it differs from layer to layer")
     if kind == "values":
-        _check_heads(layout, matrix, found["v_proj"])
+        _check_heads(layout, matrix.key, matrix.shape[1], found["v_proj"])
+    elif kind == "scores":
+        _check_heads(layout, found["q_proj"].key, found["q_proj"].shape[0], matrix)
+        _check_coordinates(layout, matrix)
     else:
         _check_fit(layout, matrix, found)
     return found
 
 
-def groups_of(layout: Layout, kind: str, role: str) -> int:
-    """Among how many heads the rows or columns of a role are shared out; one where there are no heads."""
-    heads = layout.heads
-    if kind != "values" or heads is None:
-        return 1
-    return heads.queries if role == COMPONENTS[kind].reader else heads.key_values
+def is_rotated(layout: Layout) -> bool:
+    """Whether positions rotate the queries and keys of a model, coordinate i of a head together with i + d/2."""
+    return layout.model_type in _ROTATED
+
+
+def lost_of(layout: Layout, kind: str, role: str, total: int, fraction: float) -> int:
+    """How many of the rows, or columns, of a role go at a share that stays: of an attention in every head as many, and
+    of what is rotated in pairs.
+    """
+    heads, pair = layout.heads, 2 if kind == "scores" and is_rotated(layout) else 1
+    if kind == "mlp" or heads is None:
+        return total - left_of(total, fraction)
+    groups = heads.queries if role in ("q_proj", "o_proj") else heads.key_values
+    return total - groups * pair * left_of(total // groups // pair, fraction)
 
 
 def check_components(layout: Layout, matrices: Sequence[Matrix], kind: str | None) -> None:
@@ -81,14 +104,29 @@ def check_components(layout: Layout, matrices: Sequence[Matrix], kind: str | Non
         feeders_of(layout, matrix, kind)
 
 
-def _check_heads(layout: Layout, matrix: Matrix, values: Matrix) -> None:
+def _check_heads(layout: Layout, key: str, queries: int, shared: Matrix) -> None:
+    """key, queries: the matrix of all query heads, and its length there; shared: that of the key and value heads."""
     heads = layout.heads
     if heads is None or layout.no_heads is not None:
-        raise UserError(f"{matrix.key}: its heads cannot be told apart: {layout.no_heads}; choose another method")
-    if matrix.shape[1] != heads.queries * heads.width or values.shape[0] != heads.key_values * heads.width:
+        raise UserError(f"{key}: its heads cannot be told apart: {layout.no_heads}; choose another method")
+    if queries != heads.queries * heads.width or shared.shape[0] != heads.key_values * heads.width:
         raise UserError(
-            f"{matrix.key} reads {matrix.shape[1]} numbers and {values.key} makes {values.shape[0]}, which are not"
-            f" {heads.queries} and {heads.key_values} heads of {heads.width}: choose another method"
+            f"{key} has {queries} numbers and {shared.key} {shared.shape[0]}, which are not {heads.queries} and"
+            f" {heads.key_values} heads of {heads.width}: choose another method"
+        )
+
+
+def _check_coordinates(layout: Layout, keys: Matrix) -> None:
+    normalised = [name for name in layout.vectors if any(word in name for word in _NORMALISED)]
+    if normalised:
+        raise UserError(
+            f"{keys.key}: queries and keys are normalised ({normalised[0]}), so that the others would change with every"
+            " coordinate that goes; leave this step out"
+        )
+    if layout.model_type not in (*_ROTATED, *_UNROTATED):
+        raise UserError(
+            f"{keys.key}: which coordinates positions rotate together in a {layout.model_type} is not known here; leave"
+            " this step out"
         )
 
 

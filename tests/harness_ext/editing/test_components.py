@@ -135,6 +135,45 @@ def test_values_leave_heads_and_a_plan_counts_them(make_lm: Any, family: str) ->
     assert lm.weights.digest() == digest
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_coordinates_leave_queries_and_keys_and_a_plan_counts_them(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    recipe, digest, logits = parse_recipe("modegpt-qk:unit_fraction=0.5"), lm.weights.digest(), outputs(lm.model)
+    applied = lm.apply(recipe, drawing(documents_for(lm, 6)))
+    heads, own = lm.weights.layout.heads, {one.role: one for one in lm.weights.layout.matrices if one.layer == 0}
+    left = heads.width // 4 * 2 if family == "llama" else heads.width // 2
+    for record in applied.records:
+        assert record.rows_kept == left * (heads.queries if record.role == "q_proj" else heads.key_values)
+    keys = lm.weights.values(own["k_proj"]).any(1).reshape(heads.key_values, heads.width)
+    queries = lm.weights.values(own["q_proj"]).any(1).reshape(heads.key_values, -1, heads.width)
+    assert torch.equal(queries, keys[:, None].expand_as(queries)) and bool((keys.sum(1) == left).all())
+    if family == "llama":
+        assert torch.equal(*keys.chunk(2, dim=1))
+    assert plan(recipe, read_checkpoint(lm.loaded_from)).parameters_after == lm.totals()["parameters_after"]
+    assert not torch.equal(outputs(lm.model), logits)
+    lm.undo()
+    assert lm.weights.digest() == digest
+
+
+def test_scores_of_the_kept_coordinates_are_those_that_a_smaller_head_has(make_lm: Any) -> None:
+    """Dropped pairs add nothing to any score at any position: with them the two models would differ."""
+    lm = make_lm("llama")
+    lm.apply(parse_recipe("modegpt-qk:unit_fraction=0.5"), drawing(documents_for(lm, 6)))
+    edited = outputs(lm.model)
+    for layer in range(lm.weights.layout.layers):
+        own = {one.role: one for one in lm.weights.layout.matrices if one.layer == layer}
+        gone = ~lm.weights.values(own["k_proj"]).any(1)
+        lm.weights.replace(own["k_proj"], lm.weights.values(own["k_proj"]) + 3.0 * gone[:, None])
+    torch.testing.assert_close(outputs(lm.model), edited)
+
+
+@pytest.mark.parametrize(("family", "why"), [("gpt_neox", "is not known here"), ("qwen3", "are normalised")])
+def test_scores_that_a_selection_would_change_otherwise_are_refused(make_lm: Any, family: str, why: str) -> None:
+    lm = make_lm(family)
+    with pytest.raises(UserError, match=why):
+        lm.apply(parse_recipe("modegpt-qk"), drawing(documents_for(lm, 2)))
+
+
 def test_its_control_draws_as_many_units_at_random(make_lm: Any) -> None:
     lm, recipe = make_lm("llama"), parse_recipe("modegpt-mlp")
     documents = documents_for(lm, 8)

@@ -352,6 +352,26 @@ def check_nested_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
         case.near(numpy.linalg.norm(case.weight - dense(whole)), case.dropped(rank - main, left))
 
 
+def check_select_coordinates(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """One head, its queries made by other weights: the largest products of squares stay as they are."""
+    queries = numpy.random.default_rng(2).standard_normal((case.rows, case.columns))
+    edit = method(
+        case.tensor,
+        component=Component({"q_proj": torch.tensor(queries)}, {}, Heads(1, 1, case.rows)),
+        input_second_moment=torch.tensor(case.inputs @ case.inputs.T / case.inputs.shape[1]),
+        input_mean_with_sinks=torch.tensor(case.mean),
+        generator=torch.Generator(),
+        unit_fraction=0.6,
+    )
+    sizes = ((case.weight @ case.inputs) ** 2).mean(1) * ((queries @ case.inputs) ** 2).mean(1)
+    count = max(1, int(0.6 * case.rows + 1e-9))
+    kept = numpy.zeros(case.rows, dtype=bool)
+    kept[numpy.argsort(-sizes, kind="stable")[:count]] = True
+    if len(set(sizes)) == case.rows:
+        numpy.testing.assert_array_equal(dense(edit), case.weight * kept[:, None])
+        numpy.testing.assert_array_equal(edit.beside["q_proj"].values, queries * kept[:, None])
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
@@ -517,6 +537,12 @@ def test_a_method_on_a_matrix(method: str, matrix: str) -> None:
 def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
     """By the declaration experts are kept from what they cannot take."""
     described, case = registered_methods()[method], Case("random")
+    components = {
+        "mlp": Component({"up_proj": case.tensor.T}, {}),
+        "values": Component({"v_proj": case.tensor.T}, {}, Heads(1, 1, 13)),
+        "scores": Component({"q_proj": case.tensor}, {}, Heads(1, 1, 9)),
+        None: None,
+    }
     statistics = {
         "svd": case.svd,
         "truncate": TRUNCATE,
@@ -528,7 +554,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "original_input_mean": torch.tensor(case.mean),
         "input_cross_moment": torch.eye(13),
         "gradient_second_moment": torch.eye(9),
-        "component": Component({"up_proj": case.tensor.T, "v_proj": case.tensor.T}, {}, Heads(1, 1, 13)),
+        "component": components[described.component],
         "input_second_moment_by_halves": torch.stack([torch.eye(13), torch.eye(13)]),
         "far_input_mean": torch.zeros(13),
         "input_magnitude": torch.ones(13),
