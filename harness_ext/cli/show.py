@@ -88,6 +88,21 @@ def _print(cells: Sequence[Cell], shown: Sequence[Cell], args: argparse.Namespac
     if args.details or only is not None:
         style = terminal_style()
         print(f"\n{render(shown, width=style.width, color=style.color)}")
+    if kept := retained_lines(shown):
+        print("\n" + "\n".join(kept))
+
+
+def retained_lines(cells: Sequence[Cell]) -> list[str]:
+    """LowRankArena's retained quality of the edited runs that have all its parts, under a headline; else nothing."""
+    from leaderboard.board.retained_quality import retained_qualities
+    from leaderboard.readers.records import BASELINE
+    from leaderboard.terminal.format import plain
+
+    names = {cell.run_id: plain(cell.name) for cell in cells if cell.verdict != BASELINE}
+    found = {run: quality for run, quality in retained_qualities(cells).items() if run in names}
+    best_first = sorted(found, key=lambda run: -found[run])
+    lines = [f"  {found[run]:.3f}  {names[run]}" for run in best_first]
+    return ["retained quality (LowRankArena's Q. Ret., without an interval)", *lines] if lines else []
 
 
 def _meant(store: Store, name: str | None) -> _Meant | None:

@@ -180,14 +180,15 @@ def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]
 
 
 def _component_edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
-    """What a method makes of a component: matrices of its reader's shape feed it, all that may, in heads of a common
-    width.
+    """What a method makes of a component: matrices of the same shape feed it (of keys, stand beside it), all that may,
+    in heads of a common width.
     """
     matrix, step = Matrix(_NAME, shape), context.step
     weight, method = context.model.weights.read(matrix), registered_methods()[step.method]
-    width = shape[1] if shape[1] % _HEAD else _HEAD
-    heads = Heads(shape[1] // width, shape[1] // width, width)
-    feeding = weight.T.contiguous()
+    total = shape[0] if method.component == "scores" else shape[1]
+    width = total if total % _HEAD else _HEAD
+    heads = Heads(total // width, total // width, width)
+    feeding = weight if method.component == "scores" else weight.T.contiguous()
     component = Component(dict.fromkeys(COMPONENTS[method.component or ""].feeders, feeding), {}, heads)
     generator = generator_for(step.seed, matrix)
     method.function(weight, **statistics, component=component, generator=generator, **step.parameters)

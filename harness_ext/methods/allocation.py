@@ -132,9 +132,11 @@ def at_most(
     `scaled` has them.
     """
     ranks = {key: _whole(one, largest[key], align) for key, one in spectra.items()}
-    if _stored(spectra, ranks) <= param_fraction * sum(one.size for one in spectra.values()):
-        return _smaller(spectra, ranks)
-    return scaled(spectra, largest, param_fraction, align)
+    if _stored(spectra, ranks) > param_fraction * sum(one.size for one in spectra.values()):
+        # What rounding leaves of the budget would else take some beyond their own.
+        lower = scaled(spectra, largest, param_fraction, align)
+        ranks = {key: min(rank, lower.get(key, rank)) for key, rank in ranks.items()}
+    return _smaller(spectra, ranks)
 
 
 def scaled(

@@ -315,6 +315,8 @@ def meant(key: str, paths: Sequence[str]) -> str:
     for path in paths:
         by_last.setdefault(path.rpartition(".")[2], path)
     if last not in by_last and (owner := next((own for own in NESTED if last in NESTED[own].model_fields), None)):
+        if owner == "healing":
+            return f"did you mean '{HEAL}.{last}'?"
         return f"which belongs to `{owner}`, and this method takes no `{owner}`"
     close = last if last in by_last else closest(last, by_last)
     if close is None:

@@ -196,7 +196,7 @@ class CandidateEvaluator:
                 return self._scores(place, [0], self._replay.plain(place))
 
             parts = scores_of_all(current(), self._replay, len(self._batches), score)
-        right, loss = (self._in_order([part[side] for part in parts])[0] for side in (1, 2))
+        right, loss = (self._in_order(side)[0] for side in zip(*(part[1:3] for part in parts), strict=True))
         apart = [part.divergence for part in parts if part.divergence is not None]
         return trial_of({}, right, loss, divergence=self._in_order(apart)[0] if apart else None)
 

@@ -23,7 +23,7 @@ SEED = 0
 TRAIN_FRACTION = 0.4
 CHOICES = 4
 GIVEN_WORDS = 3
-SUMS = 160
+SUMS = 120
 """Scored sums, and as many to learn from."""
 OPERATIONS = {"+": 60, "-": 60, "x": 20}
 """The sign of an operation, and the largest number that it is asked of."""

@@ -14,7 +14,7 @@ from .conftest import AUDIT, load, module
 
 SIZES = {
     "audit_facts": (96, 146),
-    "audit_arithmetic": (160, 160),
+    "audit_arithmetic": (120, 120),
     "audit_commonsense": (48, 72),
     "audit_text": (32, 40),
 }
@@ -71,7 +71,9 @@ def test_no_fact_is_asked_twice_and_every_relation_is_in_both_splits(samples: An
     relations = Counter(doc["relation"] for doc in test)
     assert set(relations) == {doc["relation"] for doc in train} and len(relations) == 10
     assert min(relations.values()) >= 10
-    assert all(doc["target"].startswith(" ") and doc["target"].strip() not in doc["prompt"] for doc in (*train, *test))
+    assert all(
+        doc["target"].startswith(" ") and doc["target"].strip() not in doc["prompt"].split() for doc in (*train, *test)
+    )
 
 
 def test_the_first_documents_are_of_many_kinds(samples: Any) -> None:
@@ -88,7 +90,7 @@ def test_a_page_is_whole_and_plain(samples: Any) -> None:
 def test_items_are_pinned(samples: Any) -> None:
     """Scores of one version of the package are those of another only where the items are the same."""
     made = [samples.fact_documents(), samples.sum_documents(), samples.everyday_documents(), samples.page_documents()]
-    assert hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] == "860ab67b1f0610a7"
+    assert hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16] == "2d392ef74e4ae604"
 
 
 def test_scores(samples: Any) -> None:

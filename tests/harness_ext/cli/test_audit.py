@@ -14,6 +14,8 @@ from harness_ext.cli import main
 from harness_ext.cli.audit import KINDS, RECIPES, in_full
 from harness_ext.recipe.recipe import GROUPS
 from harness_ext.runs.python_api import load_recipe
+from harness_ext.runs.run_result import RunResult
+from harness_ext.storage.rundir import FinishedRun
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -30,7 +32,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-DEMO = ("--model_args", "pretrained=demo", "--device", "cpu", "--limit", "8")
+DEMO = ("--model_args", "pretrained=demo", "--device", "cpu", "--limit", "4")
 
 
 def test_every_kind_of_recipe_that_edits_at_once_is_asked() -> None:
@@ -55,13 +57,22 @@ def test_a_recipe_of_ones_own_from_run_to_page_and_again_from_what_is_kept(
     assert {path.name for path in Path("results/demo").iterdir()} == folders
 
 
-def test_a_recipe_that_fails_is_told_after_the_others(
+def test_a_recipe_that_fails_is_told_and_ends_with_a_mistake(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = "eigenprune:calibration.task=audit_facts,calibration.samples=5000"
-    assert call(monkeypatch, *DEMO, "--recipe", "svd", "--recipe", broken) == 2
+    asked: dict[str, Any] = {}
+
+    def failing(**given: Any) -> RunResult:
+        asked.update(given)
+        receipt = {"recipe": {"label": "svd"}, "warnings": [], "failure": {"reason": "it broke"}}
+        return RunResult((FinishedRun(Path("run"), receipt),), (), Path("leaderboard.duckdb"))
+
+    monkeypatch.setattr("harness_ext.runs.python_api.run", failing)
+    assert call(monkeypatch, *DEMO, "--recipe", "svd") == 2
     shown = capsys.readouterr().out
-    assert "failed     " in shown and "  svd: " in shown
+    assert "failed     it broke" in shown and "Nothing can be said" in shown
+    assert asked["tasks"] == ["audit"] and asked["controls"] == ["random-subspace"] and asked["limit"] == 4
+    assert [recipe.label for recipe in asked["recipes"]] == ["svd"]
 
 
 def test_the_command_in_full_names_recipes_by_their_defaults() -> None:

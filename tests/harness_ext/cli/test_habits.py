@@ -158,9 +158,9 @@ def test_the_commands_keep_the_table_of_exit_codes(folder: Path, lm_eval: Callab
 
 def test_the_table_names_nothing_that_is_not_seen(folder: Path) -> None:
     # of the rest, lm-eval's own and a run's are seen elsewhere: test_task_index, test_bad_input, test_doctor,
-    # test_sweep
+    # test_sweep, test_audit
     seen = {(name, code) for name, _, code in CASES} | {("run", 0), ("ls", 0), ("validate", 0), ("validate", 1)}
-    seen |= {("doctor", 0), ("doctor", 1), ("sweep", 1)}
+    seen |= {("doctor", 0), ("doctor", 1), ("sweep", 1), ("audit", 0), ("audit", 2)}
     assert {(name, code) for name, codes in exit_codes.EXIT_CODES.items() for code in codes} <= seen
     assert set(exit_codes.EXIT_CODES) <= set(RecipesCLI().commands.choices)
     assert {*GATE_CODES.values()} == exit_codes.EXIT_CODES["gate"].keys()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness_ext.cli.show import retained_lines
+from leaderboard.board.cell import Cell
+from leaderboard.board.retained_quality import CHOICES, MATHQA, MMLU_MATH, PERPLEXITIES
 from leaderboard.ingest import ingest
 from tests.leaderboard.conftest import Fabricator, Task, binary
 
@@ -103,3 +107,15 @@ def test_a_command_of_several_processes_is_offered_as_one(monkeypatch: pytest.Mo
     assert run_recipes._with_control(config, "noise") == (
         "torchrun --nproc_per_node 2 -m harness_ext run --recipe svd --control noise"
     )
+
+
+def test_retained_quality_is_told_of_edited_runs_best_first() -> None:
+    perplexities = [(task, "token_perplexity", 6.0, 12.0) for task in PERPLEXITIES]
+    accuracies = [(task, "acc", 0.4, 0.2) for task in (*CHOICES, MATHQA, *MMLU_MATH)]
+    parts = [*perplexities, *accuracies]
+    halved = [Cell("m", "svd-llm", "run", *part[:2], "none", 100, *part[2:], "worse") for part in parts]
+    kept = [replace(one, run_id="other", recipe="zero-sum", score=one.baseline_score) for one in halved]
+    unedited = [replace(one, run_id="base", recipe="baseline", verdict="baseline") for one in kept]
+    headline, *lines = retained_lines([*halved, *kept, *unedited])
+    assert "Q. Ret." in headline and lines == ["  1.000  zero-sum", "  0.500  svd-llm"]
+    assert retained_lines(halved[1:]) == []

@@ -259,6 +259,7 @@ def test_the_edge_of_the_noise_finds_what_was_planted(shape: tuple[int, int]) ->
     tight = 6 * sum(shape) / (3 * shape[0] * shape[1])
     ranks = at_most(spectra, found, tight)
     assert stored(spectra, ranks) <= tight * 3 * shape[0] * shape[1] and ranks["m1"] <= ranks["m4"] <= ranks["m9"] < 9
+    assert all(rank <= found[key] for key, rank in ranks.items())
 
 
 def test_noise_alone_keeps_one_component_and_signal_alone_stays_dense() -> None:

@@ -332,26 +332,6 @@ def check_mix_values(case: Case, method: Callable[..., AnyEdit]) -> None:
     case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
 
 
-def check_select_coordinates(case: Case, method: Callable[..., AnyEdit]) -> None:
-    """One head, its queries made by other weights: the largest products of squares stay as they are."""
-    queries = numpy.random.default_rng(2).standard_normal((case.rows, case.columns))
-    edit = method(
-        case.tensor,
-        component=Component({"q_proj": torch.tensor(queries)}, {}, Heads(1, 1, case.rows)),
-        input_second_moment=torch.tensor(case.inputs @ case.inputs.T / case.inputs.shape[1]),
-        input_mean_with_sinks=torch.tensor(case.mean),
-        generator=torch.Generator(),
-        unit_fraction=0.6,
-    )
-    sizes = ((case.weight @ case.inputs) ** 2).mean(1) * ((queries @ case.inputs) ** 2).mean(1)
-    count = max(1, int(0.6 * case.rows + 1e-9))
-    kept = numpy.zeros(case.rows, dtype=bool)
-    kept[numpy.argsort(-sizes, kind="stable")[:count]] = True
-    if len(set(sizes)) == case.rows:
-        numpy.testing.assert_array_equal(dense(edit), case.weight * kept[:, None])
-        numpy.testing.assert_array_equal(edit.beside["q_proj"].values, queries * kept[:, None])
-
-
 def check_nested_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
     """Nearer to the weights than the first part alone, as near as there is with what the first part leaves."""
     moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
@@ -370,6 +350,26 @@ def check_nested_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
         left = numpy.linalg.svd(case.weight - dense(first), compute_uv=False)
         assert whole.rank == rank
         case.near(numpy.linalg.norm(case.weight - dense(whole)), case.dropped(rank - main, left))
+
+
+def check_select_coordinates(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """One head, its queries made by other weights: the largest products of squares stay as they are."""
+    queries = numpy.random.default_rng(2).standard_normal((case.rows, case.columns))
+    edit = method(
+        case.tensor,
+        component=Component({"q_proj": torch.tensor(queries)}, {}, Heads(1, 1, case.rows)),
+        input_second_moment=torch.tensor(case.inputs @ case.inputs.T / case.inputs.shape[1]),
+        input_mean_with_sinks=torch.tensor(case.mean),
+        generator=torch.Generator(),
+        unit_fraction=0.6,
+    )
+    sizes = ((case.weight @ case.inputs) ** 2).mean(1) * ((queries @ case.inputs) ** 2).mean(1)
+    count = max(1, int(0.6 * case.rows + 1e-9))
+    kept = numpy.zeros(case.rows, dtype=bool)
+    kept[numpy.argsort(-sizes, kind="stable")[:count]] = True
+    if len(set(sizes)) == case.rows:
+        numpy.testing.assert_array_equal(dense(edit), case.weight * kept[:, None])
+        numpy.testing.assert_array_equal(edit.beside["q_proj"].values, queries * kept[:, None])
 
 
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:

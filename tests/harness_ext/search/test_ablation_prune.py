@@ -268,6 +268,8 @@ def check_rule(lm, name: str, changes: str, draw) -> None:
     first, row = applied.losses[0], applied.losses[-1]
     documents = [document for step, drawn in applied.calibration if step == row["step"] for document in drawn.documents]
     assert len(applied.losses) == len(recipe.steps)
+    for one, following in zip(applied.losses, applied.losses[1:]):
+        assert one["after"] == pytest.approx(following["before"], rel=1e-3)
     assert all(one["documents"] == len(documents) and one["before"] is not None for one in applied.losses)
     after = measured_loss(lm, documents, 16).mean
     assert row["after"] == pytest.approx(after, rel=1e-3) or (row["after"] is None and not numpy.isfinite(after))

@@ -84,15 +84,16 @@ def test_the_last_blocks_pay_for_all(make_lm: Any) -> None:
 
 
 def test_the_edge_of_the_noise_is_that_of_the_method(make_lm: Any) -> None:
-    """Without a budget, ranks are those that `laser-rmt` keeps, where these are smaller than dense."""
-    from harness_ext.recipe.recipe import parse_recipe
+    """Without a budget, ranks are those that `marchenko_pastur` keeps, where these are smaller than dense."""
+    from harness_ext.recipe.recipe import recipe_from
 
     lm = make_lm("llama")
     chosen = found_by(
         lm, "d-rank:rule=marchenko-pastur,factorisation=truncate_svd,param_fraction=1.0", documents_for(lm, 8)
     )
     ranks = chosen[0]["keep"]["ranks"] if chosen else {}
-    applied = lm.apply(parse_recipe("laser-rmt:matrices=[all]"), lambda _: [])
+    kept_by = {"name": "kept", "steps": [{"method": "marchenko_pastur", "matrices": ["all"]}]}
+    applied = lm.apply(recipe_from(kept_by, origin="kept"), lambda _: [])
     kept = {record.name: record.rank_after for record in applied.records}
     matrices = [matrix for matrix in lm.weights.layout.matrices if matrix.parameter in kept]
     lm.undo()

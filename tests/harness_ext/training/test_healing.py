@@ -223,6 +223,7 @@ def test_the_key_stands_for_a_step() -> None:
         ("svd:heal.learning_rate=0", "heal.learning_rate: input should be greater than 0"),
         ("svd:heal.order=right", "heal.order: input should be 'together' or 'left-then-right'"),
         ("svd:heal.steps=true", "heal.steps: should be a number"),
+        ("svd:order=together", "did you mean 'heal.order'"),
         ("svd:heal=5", "heal: holds keys of its own"),
         ("baseline:heal.steps=5", "it has no steps"),
         ("basis-sharing:heal.steps=5", "those of basis_sharing would no longer be shared"),

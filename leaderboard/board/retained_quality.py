@@ -1,0 +1,82 @@
+"""LowRankArena's retained quality: how much of an unedited model's quality an edited one keeps, in one number.
+
+`Q. Ret.` is the mean of five ratios: perplexity of the unedited model over that of the edited one on WikiText-2 and on
+C4, and edited over unedited for the mean accuracy of seven choice tasks, for MathQA and for MMLU-Math. Accuracy is
+normalised by length where a task reports it so; MMLU-Math's five subjects count by their size. It exists only where
+all parts are there, each over all its documents. It is a point without an interval, and no verdict follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from leaderboard.board.cell import Cell
+
+PERPLEXITIES = ("wikitext2_arena", "c4_stream")
+CHOICES = ("boolq", "arc_easy", "arc_challenge", "winogrande", "piqa", "hellaswag", "openbookqa")
+MATHQA = "mathqa"
+MMLU_MATH = (
+    "mmlu_abstract_algebra",
+    "mmlu_college_mathematics",
+    "mmlu_elementary_mathematics",
+    "mmlu_high_school_mathematics",
+    "mmlu_high_school_statistics",
+)
+_ACCURACIES = ("acc_norm", "acc")
+
+
+class ArenaQuality(NamedTuple):
+    """The five numbers of a model: two perplexities, and three accuracies as shares."""
+
+    wikitext2: float
+    c4: float
+    choices: float
+    mathqa: float
+    mmlu_math: float
+
+
+def retained_quality(unedited: ArenaQuality, edited: ArenaQuality) -> float:
+    """`Q. Ret.`: 1 where everything is kept. Raises ValueError for a number that is not above zero where it divides."""
+    divisors = (*edited[:2], *unedited[2:])
+    if min(divisors) <= 0:
+        raise ValueError("perplexities of the edited model and accuracies of the unedited one must be above zero")
+    ratios = (before / after for before, after in zip(unedited[:2], edited[:2], strict=True))
+    return fmean([*ratios, *(after / before for before, after in zip(unedited[2:], edited[2:], strict=True))])
+
+
+def retained_qualities(cells: Sequence[Cell]) -> dict[str, float]:
+    """Run -> its retained quality, of those that have all parts. cells: those of a model's board."""
+    of_run: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        if cell.subset is None:
+            of_run.setdefault(cell.run_id, {})[cell.task] = cell
+    found = {}
+    for run_id, by_task in of_run.items():
+        both = _quality(by_task, "baseline_score"), _quality(by_task, "score")
+        if both[0] is not None and both[1] is not None and min(*both[1][:2], *both[0][2:]) > 0:
+            found[run_id] = retained_quality(both[0], both[1])
+    return found
+
+
+def _quality(by_task: Mapping[str, Cell], which: str) -> ArenaQuality | None:
+    """The five numbers, of the run or of its baseline (which: the field of a cell); None where a part is missing."""
+    perplexities = [_number(by_task.get(task), ("token_perplexity",), which) for task in PERPLEXITIES]
+    choices = [_number(by_task.get(task), _ACCURACIES, which) for task in CHOICES]
+    mathqa = _number(by_task.get(MATHQA), _ACCURACIES, which)
+    subjects = [(_number(by_task.get(task), ("acc",), which), by_task[task].n) for task in MMLU_MATH if task in by_task]
+    known = [value for value in (*perplexities, *choices, mathqa) if value is not None]
+    weighed = [(value, count) for value, count in subjects if value is not None and count]
+    if len(known) < len(PERPLEXITIES) + len(CHOICES) + 1 or len(weighed) < len(MMLU_MATH):
+        return None
+    mmlu_math = sum(value * count for value, count in weighed) / sum(count for _, count in weighed)
+    return ArenaQuality(known[0], known[1], fmean(known[2:-1]), known[-1], mmlu_math)
+
+
+def _number(cell: Cell | None, metrics: Sequence[str], which: str) -> float | None:
+    """The number of the first of these metrics that the task has."""
+    if cell is None:
+        return None
+    by_metric = {one.metric: getattr(one, which) for one in (*reversed(cell.further), cell)}
+    return next((by_metric[metric] for metric in metrics if by_metric.get(metric) is not None), None)

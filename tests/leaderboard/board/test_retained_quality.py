@@ -1,0 +1,87 @@
+"""LowRankArena's retained quality: by hand, and with the means that its own dense rows state."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from leaderboard.board.cell import Cell
+from leaderboard.board.reported import published
+from leaderboard.board.retained_quality import (
+    CHOICES,
+    MATHQA,
+    MMLU_MATH,
+    PERPLEXITIES,
+    ArenaQuality,
+    retained_qualities,
+    retained_quality,
+)
+
+SIZES = dict(zip(MMLU_MATH, (100, 100, 378, 270, 216)))
+DENSE = {
+    "LLaMA-7B": ArenaQuality(5.67, 7.20, 0.649, 0.261, 0.278),
+    "Llama-3.1-8B": ArenaQuality(6.24, 9.10, 0.716, 0.396, 0.437),
+    "Qwen3-8B-Base": ArenaQuality(7.00, 11.78, 0.704, 0.542, 0.729),
+}
+
+
+def cell(task: str, metric: str, before: float, after: float, **more: Any) -> Cell:
+    return Cell("m", "svd-llm", "run", task, metric, "none", SIZES.get(task, 1000), before, after, "worse", **more)
+
+
+def board() -> list[Cell]:
+    """Perplexities doubled, accuracies halved, MathQA kept."""
+    choices = [cell(task, "acc", 0.6, 0.3) for task in CHOICES]
+    subjects = [cell(task, "acc", 0.4, 0.2) for task in MMLU_MATH]
+    perplexities = [cell(task, "token_perplexity", 6.0, 12.0) for task in PERPLEXITIES]
+    return [*perplexities, *choices, cell(MATHQA, "acc", 0.25, 0.25), *subjects]
+
+
+def test_the_mean_of_five_ratios() -> None:
+    assert retained_quality(DENSE["LLaMA-7B"], DENSE["LLaMA-7B"]) == 1
+    assert retained_qualities(board()) == {"run": pytest.approx((0.5 + 0.5 + 0.5 + 1 + 0.5) / 5)}
+
+
+@pytest.mark.parametrize("model", DENSE)
+def test_the_mean_of_choices_is_that_of_the_published_dense_rows(model: str) -> None:
+    rows = [one for one in published() if one.model == model and one.method == "dense" and one.task in CHOICES]
+    by_task = {one.task: one.after for one in rows}
+    assert set(by_task) == set(CHOICES)
+    cells = [cell(task, "acc_norm", value, value) for task, value in by_task.items()]
+    others = [one for one in board() if one.task not in CHOICES]
+    halved = retained_qualities([*others, *cells])["run"]
+    assert halved == pytest.approx((0.5 + 0.5 + 1 + 1 + 0.5) / 5)
+    assert sum(by_task.values()) / len(CHOICES) == pytest.approx(DENSE[model].choices, abs=6e-4)
+
+
+def test_normalised_accuracy_comes_first_wherever_it_stands() -> None:
+    norm = cell("piqa", "acc_norm", 0.6, 0.6)
+    plain = cell("piqa", "acc", 0.6, 0.3)
+    others = [one for one in board() if one.task != "piqa"]
+    first = retained_qualities([*others, replace(norm, further=(plain,))])
+    assert first == retained_qualities([*others, replace(plain, further=(norm,))])
+    assert first["run"] > retained_qualities(board())["run"]
+
+
+def test_subjects_count_by_their_size() -> None:
+    cells = [replace(one, score=0.4) if one.task == MMLU_MATH[0] else one for one in board()]
+    assert retained_qualities(cells)["run"] == pytest.approx((0.5 * 3 + 1 + (0.2 * 964 + 0.4 * 100) / 1064 / 0.4) / 5)
+
+
+@pytest.mark.parametrize("task", [*PERPLEXITIES, *CHOICES, MATHQA, *MMLU_MATH])
+def test_nothing_is_said_without_every_part_in_full(task: str) -> None:
+    assert retained_qualities([one for one in board() if one.task != task]) == {}
+    cut = [replace(one, subset="first 20 of 60 documents") if one.task == task else one for one in board()]
+    assert retained_qualities(cut) == {}
+    unknown = [replace(one, score=None) if one.task == task else one for one in board()]
+    assert retained_qualities(unknown) == {}
+
+
+def test_a_number_that_cannot_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="above zero"):
+        retained_quality(DENSE["LLaMA-7B"], ArenaQuality(0.0, 7.2, 0.6, 0.2, 0.2))
+    assert (
+        retained_qualities([replace(one, baseline_score=0.0) if one.task == MATHQA else one for one in board()]) == {}
+    )
