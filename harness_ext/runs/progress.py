@@ -56,12 +56,14 @@ class ProgressReport:
             return
         totals = receipt["totals"]
         kept = totals["parameters_after"] / totals["parameters_before"]
+        lost = any("rows_kept" in matrix or "columns_kept" in matrix for matrix in receipt["matrices"])
+        stored = "without what was taken away" if lost else "if stored as factors"
         what = (
             "nothing edited"
             if recipe.is_baseline or receipt["weights"]["digest_before"] == receipt["weights"]["digest_after"]
             else (
                 f"{totals['matrices_edited']} {'matrix' if totals['matrices_edited'] == 1 else 'matrices'} edited,"
-                f" {kept:.1%} of the parameters kept if stored as factors"
+                f" {kept:.1%} of the parameters kept {stored}"
             )
         )
         what += _speed(totals) if any(matrix.get("stored") == "factors" for matrix in receipt["matrices"]) else ""

@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    SerializeAsAny,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -332,7 +333,7 @@ class Receipt(ReceiptPart):
     totals: ReceiptTotals | None = None
     speed: Unread[list[ReceiptSpeed]] = Field(default_factory=list)
     variant_id: str | None = None
-    matrices: list[ReceiptMatrix] = Field(default_factory=list)
+    matrices: list[SerializeAsAny[ReceiptMatrix]] = Field(default_factory=list)
     calibration: list[ReceiptCalibration] = Field(default_factory=list)
     statistics: Unread[list[ReceiptStatistic]] = Field(default_factory=list)
     log: Unread[list[dict[str, Plain]]] = Field(default_factory=list)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,3 +202,12 @@ def test_sinks_are_counted_in_what_units_are_chosen_by(make_lm: Any) -> None:
 
     assert sink_use(registered_methods()["mlp_select"].statistics) == {"input_second_moment_by_halves": "counted"}
     assert SEEN not in registered_methods()["mlp_select"].statistics
+
+
+def test_a_stored_receipt_says_how_many_rows_and_columns_are_left(demo_run: Any, tmp_path: Path) -> None:
+    ran = demo_run("--recipe", "a3-mlp:calibration.samples=8", "--output_path", tmp_path / "out")
+    assert ran.code == 0 and "of the parameters kept without what was taken away" in ran.err + ran.out
+    stored = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("receipt.json")]
+    (receipt,) = [one for one in stored if one["matrices"]]
+    left = {record["role"]: (record.get("rows_kept"), record.get("columns_kept")) for record in receipt["matrices"]}
+    assert left == {"down_proj": (None, 409), "gate_proj": (409, None), "up_proj": (409, None)}
