@@ -25,7 +25,7 @@ BETWEEN = {"aa-svd"}
 """Worse than others that live, and short of the rule: 3.3 times as measured, which is no collapse."""
 MUST_NOT_COLLAPSE = {"ablation-prune", "contrast-projection", "eigenprune", "eigenprune-greedy", "eigenprune-released"}
 TAKE_LONG = {"basis-selection", "laser-compose", "laser-search", "lems", "sfsd-surgical", "strs"}
-ALIKE = {"d-rank", "least-error", "svd-llm-update", "svd-llm-v2"}
+ALIKE = {"a3-mlp", "a3-ov", "d-rank", "least-error", "modegpt-qk", "obs-mlp", "snp", "svd-llm-update", "svd-llm-v2"}
 """Others here are made by the same functions with other settings."""
 EDITING = [
     pytest.param(name, marks=pytest.mark.long if name in TAKE_LONG | ALIKE else pytest.mark.slow)

@@ -265,31 +265,23 @@ CALIBRATED = [name for name in shipped_names() if any(step.calibration for step 
 def check_rule(lm, name: str, changes: str, draw) -> None:
     recipe = parse_recipe(f"{name}:{changes}")
     applied = lm.apply(recipe, draw)
-        assert f"{one['before']:.4g} to {one['after']:.4g} nats" in sentence
-        assert f"{row['before']:.4g} to {row['after']:.4g} nats" in told[0]
-        assert not rose, row
-        assert one["after"] == pytest.approx(following["before"], rel=1e-3)
-    *earlier, row = applied.losses
-    after = measured_loss(lm, documents, 16).mean
-    assert all(one["documents"] == len(documents) and one["before"] is not None for one in applied.losses)
-    assert applied.losses[0]["before"] == pytest.approx(measured_loss(lm, documents, 16).mean, rel=1e-3)
-    assert first["before"] == pytest.approx(measured_loss(lm, documents, 16).mean, rel=1e-3)
-    assert len(applied.losses) == len(recipe.steps)
-    assert len(told) == len(rose), (rose, told)
-    assert len(told) == rose, (row, told)
-    assert row["after"] == pytest.approx(after, rel=1e-3) or (row["after"] is None and not numpy.isfinite(after))
-    assert row["documents"] == len(documents) and row["before"] is not None
-    documents = [document for step, drawn in applied.calibration if step == 0 for document in drawn.documents]
-    documents = [document for step, drawn in applied.calibration if step == row["step"] for document in drawn.documents]
     first, row = applied.losses[0], applied.losses[-1]
-    for one, following in zip(earlier, applied.losses[1:], strict=True):
-    for one, sentence in zip(rose, told, strict=True):
-    if name not in BY_BUDGET:
-    if told and not earlier:
+    documents = [document for step, drawn in applied.calibration if step == row["step"] for document in drawn.documents]
+    assert len(applied.losses) == len(recipe.steps)
+    for one, following in zip(applied.losses, applied.losses[1:]):
+        assert one["after"] == pytest.approx(following["before"], rel=1e-3)
+    assert all(one["documents"] == len(documents) and one["before"] is not None for one in applied.losses)
+    after = measured_loss(lm, documents, 16).mean
+    assert row["after"] == pytest.approx(after, rel=1e-3) or (row["after"] is None and not numpy.isfinite(after))
     lm.undo()
-    rose = [one for one in applied.losses if one["after"] is None or one["after"] - one["before"] > SMALLEST_RISE]
-    rose = sum(one["after"] is None or one["after"] - one["before"] > SMALLEST_RISE for one in applied.losses)
+    assert first["before"] == pytest.approx(measured_loss(lm, documents, 16).mean, rel=1e-3)
     told = [warning for warning in receipt_warnings(recipe, applied) if "raised the loss of its own" in warning]
+    rose = [one for one in applied.losses if one["after"] is None or one["after"] - one["before"] > SMALLEST_RISE]
+    assert len(told) == len(rose), (rose, told)
+    if name not in BY_BUDGET:
+        assert not rose, row
+    for one, sentence in zip(rose, told, strict=True):
+        assert f"{one['before']:.4g} to {one['after']:.4g} nats" in sentence
 
 
 def test_a_task_that_pays_for_another_is_told_of(make_lm) -> None:
