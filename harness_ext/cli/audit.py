@@ -24,7 +24,7 @@ from harness_ext.cli.terminal import add_form_arguments, terminal_style
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from harness_ext.recipe.recipe import Recipe
     from harness_ext.runs.run_result import RunResult
@@ -36,6 +36,8 @@ BATCH_SIZE = "16"
 _ON_EVERYTHING = "calibration.task=[audit_text,audit_facts,audit_commonsense],calibration.samples=96"
 _IN_FULL = "wikidata_qa,int_mult,int_sum,arc_easy,piqa,wikitext,pronoun_bias"
 """Public tasks, and some made in code, that ask at length what the samples ask in short."""
+_MOMENTS = ("input_second_moment", "input_cross_moment")
+"""Statistics that need more tokens than a matrix has inputs."""
 KINDS = {
     "truncation": "From the weights alone",
     "components": "Components that matter little to the answers",
@@ -131,8 +133,20 @@ def _audited(recipe: Recipe, result: RunResult) -> AuditedRecipe:
     from leaderboard.report.findings import AuditedRecipe
 
     receipts = [run.receipt for run in result.runs if run.receipt["recipe"]["label"] == recipe.label]
-    doubts = [str(warning) for receipt in receipts[:1] for warning in receipt["warnings"]]
+    doubts = [str(warning) for receipt in receipts[:1] for warning in (*receipt["warnings"], *too_few_tokens(receipt))]
     return AuditedRecipe(recipe.label, KINDS[recipe.group], tuple(doubts), result.failed.get(recipe.label))
+
+
+def too_few_tokens(receipt: Mapping[str, Any]) -> list[str]:
+    """That a recipe learned the moments of a matrix's inputs from fewer tokens than it has inputs, if so."""
+    tokens = [one["tokens"] for one in receipt.get("statistics", ()) if one["name"] in _MOMENTS]
+    inputs = max((matrix["shape"][1] for matrix in receipt.get("matrices", ())), default=0)
+    if not tokens or min(tokens) >= inputs:
+        return []
+    return [
+        f"it learned from {min(tokens):,} tokens, and its widest matrix has {inputs:,} inputs, so that most directions"
+        " there were seen little or not at all: what it breaks here, it may not break with more texts"
+    ]
 
 
 def in_full(recipes: Sequence[Recipe], args: argparse.Namespace) -> str:

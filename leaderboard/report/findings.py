@@ -26,7 +26,7 @@ from leaderboard.terminal.marks import MARKS, MINUS
 QUESTION = "Is there anything to gain here?"
 RULE = (
     "A gain counts where a recipe is better than the unedited model and better than its control, which is an edit of"
-    " the same size without the recipe's idea."
+    " the same size without the recipe's idea. Improvements are positive where they are good, whatever the metric."
 )
 _LABELS = {
     BEATS: "helps",
@@ -38,6 +38,8 @@ _LABELS = {
     "undecided": "undecided",
 }
 """What a finding is called, by the kind of its cell; whatever else a cell says stands under its own word."""
+_TOGETHER = ("same", "undecided")
+"""Verdicts whose findings stand in one line a recipe."""
 _NAMED = 3
 _UNCHANGED = 0.9999
 
@@ -203,7 +205,11 @@ def _recipe_lines(recipe: AuditedRecipe, own: Sequence[Cell]) -> Iterator[PageLi
     elif not own:
         yield PageLine("finding", "nothing was edited, so there is nothing to compare", "same")
     for cell in own:
-        yield PageLine("finding", _finding(cell), _LABELS.get(kind(cell), kind(cell)))
+        if cell.verdict not in _TOGETHER:
+            yield PageLine("finding", _finding(cell), _LABELS.get(kind(cell), kind(cell)))
+    for verdict in _TOGETHER:
+        if alike := [_in_brief(cell) for cell in own if cell.verdict == verdict]:
+            yield PageLine("finding", "; ".join(alike), _LABELS[verdict])
     yield from (PageLine("finding", plain(doubt), "note") for doubt in recipe.doubts)
 
 
@@ -215,12 +221,10 @@ def _cost(cells: Sequence[Cell]) -> str:
 
 
 def _finding(cell: Cell) -> str:
-    """What one cell says: the scores, the improvement, the control, what is missing, and what else must be known."""
+    """What one cell says: the scores, the improvement, the control, and what else must be known."""
     scores = f"{plain(cell.task)}: {metric_name(cell)} {number(cell.baseline_score)} -> {number(cell.score)}"
     parts = [scores, f"improvement {_improvement(cell)}" if improvement_text(cell) else "", _beside(cell)]
-    # a note on clipping explains an interval beside it, and is on the board with all others
-    notes = cell.notes[:1] if kind(cell) not in ("same", "undecided") else ()
-    return "; ".join(filter(None, [*parts, _needed(cell), *map(plain, notes)]))
+    return "; ".join(filter(None, [*parts, *map(plain, cell.notes[:1])]))
 
 
 def _beside(cell: Cell) -> str:
@@ -231,14 +235,18 @@ def _beside(cell: Cell) -> str:
     return "against its control " + ", ".join(_ascii(control_text(pair)) for pair in cell.against_controls)
 
 
+def _in_brief(cell: Cell) -> str:
+    """A cell that shows neither a gain nor a loss: the improvement, and how many documents would decide it."""
+    return f"{plain(cell.task)} {_improvement(cell)}".strip() + _needed(cell)
+
+
 def _needed(cell: Cell) -> str:
     """How many documents would decide an undecided cell; where that is not known, what the board says of it."""
     if cell.verdict != "undecided":
         return ""
     if cell.documents_needed is None or cell.too_few is not None or cell.documents_needed <= (cell.n or 0):
-        return undecided(cell) or ""
-    purpose = "confirm such a difference" if cell.needed_for == "difference" else "show that it is within the margin"
-    return f"about {cell.documents_needed:,} documents would {purpose}, {cell.n:,} are here"
+        return f" ({lacks})" if (lacks := undecided(cell)) else ""
+    return f" (about {cell.documents_needed:,} documents would decide, {cell.n:,} are here)"
 
 
 def _improvement(cell: Cell) -> str:

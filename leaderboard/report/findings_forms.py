@@ -23,7 +23,7 @@ _BEFORE_FLAG = re.compile(r" (?=--)")
 
 
 def as_terminal_page(lines: Sequence[PageLine], width: int) -> str:
-    """Plain text, at most `width` columns wide but for words that are longer. Commands are broken before flags."""
+    """Plain text, at most `width` columns wide. Commands are broken before flags, and nowhere else."""
     return "\n".join(_terminal(line, width) for line in lines)
 
 
@@ -46,7 +46,6 @@ def _terminal(line: PageLine, width: int) -> str:
         initial_indent=first,
         subsequent_indent=" " * max(len(first), 4 if line.form == "recipe" else 0),
         break_on_hyphens=False,
-        break_long_words=False,
     )
     return f"\n{filled}" if line.form == "heading" else filled
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness_ext.cli import main
-from harness_ext.cli.audit import KINDS, RECIPES, in_full
+from harness_ext.cli.audit import KINDS, RECIPES, in_full, too_few_tokens
 from harness_ext.recipe.recipe import GROUPS
 from harness_ext.runs.python_api import load_recipe
 from harness_ext.runs.run_result import RunResult
@@ -80,6 +80,16 @@ def test_the_command_in_full_names_recipes_by_their_defaults() -> None:
     command = in_full([load_recipe(RECIPES[1].asked), load_recipe("svd:keep.rank=2")], args)
     assert "--model_args 'pretrained=a b,dtype=float16'" in command and "--device cuda" in command
     assert "--recipe eigenprune svd:keep.rank=2 --control random-subspace" in command
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "told"),
+    [("input_second_moment", 2238, 1), ("input_second_moment", 11008, 0), ("input_mean", 10, 0)],
+)
+def test_too_few_tokens_for_a_wide_matrix_are_told(name: str, tokens: int, told: int) -> None:
+    shapes = [{"shape": [4096, 4096]}, {"shape": [4096, 11008]}, {"shape": [11008, 4096]}]
+    found = too_few_tokens({"statistics": [{"name": name, "tokens": tokens}], "matrices": shapes})
+    assert len(found) == told and all("2,238 tokens" in text and "11,008 inputs" in text for text in found)
 
 
 def test_a_model_must_be_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

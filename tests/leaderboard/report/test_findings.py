@@ -81,9 +81,16 @@ def test_the_page_has_what_helps_breaks_costs_and_is_undecided() -> None:
     assert "What breaks: svd-llm on text." in shown
     assert "10 comparisons with the unedited model and 4 with controls (Benjamini-Hochberg" in shown
     assert "  laser: 80.0% of the parameters are kept\n    helps      facts: acc 0.5000 -> 0.6000" in shown
-    assert "about 900 documents would confirm such a difference, 100 are here" in shown
+    assert "undecided  piqa +0.010 [-0.190, +0.210] (about 900 documents would decide, 100 are here)" in shown
     assert "asked as   svd-llm:calibration.samples=96\n    breaks     text" in shown
     assert all(command in shown for command in COMMANDS.values())
+
+
+def test_what_shows_nothing_stands_in_one_line() -> None:
+    more = [cell("laser", "sums", "undecided", documents_needed=500), SAME, cell("laser", "bias", "same")]
+    shown = as_terminal_page(page([BASE, UNDECIDED, *more]), 400)
+    assert shown.count("undecided  ") == 1 and shown.count("    same  ") == 2
+    assert "(about 900 documents would decide, 100 are here); sums +0.010" in shown
 
 
 def test_a_recipe_that_edited_nothing_counts_nowhere() -> None:
@@ -103,9 +110,11 @@ def test_failures_have_a_reason_and_a_row() -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_lines_fit_the_terminal(width: int) -> None:
+    label = f"svd-llm:calibration.task=[{','.join(['audit_commonsense'] * 8)}]"
     notes = ("worse by acc, but better by another metric, which is a long story that nobody wants to read twice",)
-    cells = [BASE, UNDECIDED, GAIN, cell("svd-llm:calibration.samples=96", "text", "worse", notes=notes)]
-    lines = as_terminal_page(page(cells), width).splitlines()
+    cells = [BASE, UNDECIDED, GAIN, cell(label, "text", "worse", notes=notes)]
+    recipes = [LASER, SVD_LLM._replace(label=label)]
+    lines = as_terminal_page(findings_page("m", recipes, cells, COMMANDS), width).splitlines()
     assert max(map(len, lines)) <= width
     # a command is the same once its broken lines are joined
     joined = " ".join("\n".join(lines).replace("\\\n", " ").split())
