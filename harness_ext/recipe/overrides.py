@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness_ext.errors import RecipeError, located
-from harness_ext.recipe.schema import HEAL, key_paths, known_methods, meant, step_model
+from harness_ext.recipe.schema import HEAL, Heal, key_paths, known_methods, meant, step_model
 from leaderboard.errors import Unreadable
 from leaderboard.readers.plain_yaml import WIDEST_PATH, parse_yaml, shown
 
@@ -76,13 +76,17 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
         raise RecipeError(f"{recipe}: it has no steps, so there is nothing to change: name another one")
     replaced: set[int] = set()
     whole = dict(data)
+    known = [HEAL, *(path for step in steps for path in _known_paths(step))]
+    if HEAL in data:
+        known += [f"{HEAL}.{name}" for name in Heal.model_fields]
     for key, value in changes.items():
         head, _, rest = key.partition(".")
         if head == HEAL:
             with located(f"{recipe}: "):
                 _set(whole, key.split("."), value)
             continue
-        if head == "steps":
+        # `steps=` alone may mean those of training.
+        if head == "steps" and (rest or not any(path.endswith(".steps") for path in known)):
             number, _, path = rest.partition(".")
             if number not in map(str, range(len(steps))) or not path:
                 raise RecipeError(f"{recipe}: {shown(key)} names no step; it has steps.0 to steps.{len(steps) - 1}")
@@ -90,7 +94,6 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
         else:
             targets, path = [index for index, step in enumerate(steps) if _knows(step, head)], key
         if not targets:
-            known = [HEAL, *(path for step in steps for path in _known_paths(step))]
             raise RecipeError(f"{recipe}: unknown key {shown(key)!r}, {meant(key, known)}")
         for index in targets:
             if path.startswith("keep.") and path != "keep.align" and index not in replaced:

@@ -332,7 +332,7 @@ def check_mix_values(case: Case, method: Callable[..., AnyEdit]) -> None:
     case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
 
 
-def check_nested_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
+def check_nested_decomposition(case: Case, method: Callable[..., AnyEdit]) -> None:
     """Nearer to the weights than the first part alone, as near as there is with what the first part leaves."""
     moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
     for rank in case.ranks:

@@ -7,7 +7,7 @@ import pytest
 from harness_ext.editing.controls import check_control
 from harness_ext.errors import RecipeError, UserError, closest
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
-from harness_ext.recipe.schema import NESTED, key_paths, known_methods, step_model
+from harness_ext.recipe.schema import NESTED, Heal, key_paths, known_methods, step_model
 
 
 def refused(specification: str) -> str:
@@ -48,8 +48,15 @@ def test_an_unknown_key_is_told_where_it_lies(specification: str, key: str) -> N
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_nested_key_of_a_recipe_is_found_from_its_last_part(name: str) -> None:
-    """And at a wrong level it is never called something else."""
+    """And at a wrong level it is never called something else. What heals is a key of the recipe, not of a step."""
+    *edited, last_step = parse_recipe(name).steps or [None]
+    if last_step is not None and last_step.healing is not None:
+        of_steps = {path.rpartition(".")[2] for step in edited for path in key_paths(step_model(step.method))}
+        for key in Heal.model_fields.keys() - of_steps:
+            assert f"did you mean 'heal.{key}'?" in refused(f"{name}:{key}=1"), key
     for step in parse_recipe(name).steps:
+        if step.healing is not None:
+            continue
         paths = key_paths(step_model(step.method))
         tops = {path for path in paths if "." not in path}
         for path in paths:

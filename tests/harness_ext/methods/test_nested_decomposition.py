@@ -12,7 +12,7 @@ from harness_ext.errors import RecipeError
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import feature_space
-from harness_ext.methods.nested_svd import nested_svd
+from harness_ext.methods.nested_decomposition import nested_decomposition
 from harness_ext.recipe.recipe import parse_recipe
 from tests.harness_ext.search.plain_search import documents_for, drawing
 
@@ -31,7 +31,7 @@ class Case:
         self.rank = max(1, round(share * min(rows, columns)))
 
     def edit(self, main_fraction: float = 0.7, rank: int | None = None, dtype: torch.dtype = torch.float64):
-        return nested_svd(
+        return nested_decomposition(
             torch.tensor(self.weight, dtype=dtype),
             input_second_moment=torch.tensor(self.moment),
             truncate=TRUNCATE,

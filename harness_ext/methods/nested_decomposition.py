@@ -29,7 +29,7 @@ _SLACK = 1e-9
 
 
 @method(summary="Truncate where outputs lose least, then truncate what that leaves of the weights.")
-def nested_svd(
+def nested_decomposition(
     weight: Tensor,
     /,
     *,
