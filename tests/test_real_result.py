@@ -44,6 +44,8 @@ def test_the_sweep_that_is_shown_is_the_one_that_is_run(real: ModuleType, reposi
 
 
 def test_the_page_is_made_of_the_stored_figures(real: ModuleType) -> None:
+    if not real.FIGURES.exists():
+        pytest.skip("nothing is measured yet: `make real` does it")
     assert (real.HERE / "README.md").read_text(encoding="utf-8") == real.render(real.stored())
 
 
