@@ -2,7 +2,9 @@
 
 No lock of a file system is relied on, and no clock of another machine: a claim is a file that only one can create, and
 its owner counts in it. Where the owner is of this machine, its process tells whether it lives; of another one, whether
-it counts on while one looks.
+it counts on while one looks. A claim whose owner is dead is never taken away, which two could do one after the other,
+the second from the first: it is followed, by a file that bears the dead claim's token and that again only one can
+create.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +36,7 @@ class DriverClaim:
         self._path = folder / DRIVER
         self._token = uuid.uuid4().hex
         self._count = 0
+        self._following: Path | None = None
         self._ended = threading.Event()
         self.lost = threading.Event()
 
@@ -45,14 +48,31 @@ class DriverClaim:
 
     def create(self) -> bool:
         """Make the file; False where there is one."""
+        return self._made(self._path)
+
+    def follow(self, found: Mapping[str, object], owner: Mapping[str, object]) -> bool:
+        """Take the place of a dead claim; False where somebody was quicker. found: what the file says; owner: the last
+        of those who followed each other from there.
+        """
+        following = _following(self._path, owner)
+        if not self._made(following):
+            return False
+        if (read_record(self._path) or {}).get("token") != found.get("token"):
+            following.unlink()
+            return False
+        self._following = following
+        write_record(self._path, self.record())
+        return True
+
+    def _made(self, path: Path) -> bool:
         new = self._path.with_name(f".{DRIVER}.{self._token}")
         try:
             write_record(new, self.record())
-            os.link(new, self._path)  # fails where the name is taken, on network file systems too
+            os.link(new, path)  # fails where the name is taken, on network file systems too
         except FileExistsError:
             return False
         except OSError as error:
-            raise UserError(f"{self._path.parent} cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{path.parent} cannot be written: {error.strerror or error}") from None
         finally:
             with suppress(OSError):
                 new.unlink()
@@ -75,6 +95,9 @@ class DriverClaim:
         if (read_record(self._path) or {}).get("token") == self._token:
             with suppress(OSError):
                 self._path.unlink()
+        if self._following is not None:
+            with suppress(OSError):
+                self._following.unlink()
 
 
 @contextmanager
@@ -97,21 +120,26 @@ def _take(claim: DriverClaim, folder: Path, patience_s: float) -> None:
     for _ in range(_TRIES):
         if claim.create():
             return
-        owner = read_record(path)
-        if owner is None and not path.exists():
+        found = read_record(path)
+        if found is None and not path.exists():
             continue
-        if owner is not None and _lives(path, owner, patience_s):
+        owner, place = found or {}, path
+        while (follower := read_record(_following(path, owner))) is not None:
+            owner, place = follower, _following(path, owner)
+        if owner and _lives(place, owner, patience_s):
             raise UserError(
                 f"{folder} is driven already, by process {owner.get('pid')} on {owner.get('host')}: `lm_eval sweep"
                 " status` shows how far it is; end that one first to drive from here"
             )
-        # Of several that find it dead, one renames it.
-        with suppress(OSError):
-            dead = path.with_name(f".{DRIVER}.dead")
-            path.replace(dead)
-            if (read_record(dead) or {}).get("token") != (owner or {}).get("token") and not path.exists():
-                dead.replace(path)  # somebody was quicker, and this was the new driver's
+        if claim.follow(found or {}, owner):
+            return
     raise UserError(f"{path} cannot be taken over: several drivers try at once; start one of them again")
+
+
+def _following(path: Path, owner: Mapping[str, object]) -> Path:
+    """The file of whoever takes the place of this owner. One that cannot be read has no token."""
+    token = str(owner.get("token"))
+    return path.with_name(f".{DRIVER}.after.{token if token.isalnum() else 'none'}")
 
 
 def _lives(path: Path, owner: dict[str, object], patience_s: float) -> bool:

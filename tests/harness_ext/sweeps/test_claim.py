@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,11 +45,12 @@ def test_a_dead_driver_of_this_machine_is_replaced_at_once(tmp_path: Path) -> No
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     boot = (process_start(os.getpid()) or "").rpartition(":")[0]
-    for changes in ({"pid": gone.pid}, {"process_start": f"{boot}:1"}):
+    for changes in ({"pid": gone.pid, "token": "x"}, {"process_start": f"{boot}:1", "token": "y"}):
         write(tmp_path, **changes)
         began = time.monotonic()
         with claimed(tmp_path):
             assert time.monotonic() - began < 5
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_driver_of_another_machine_lives_while_it_counts(tmp_path: Path) -> None:
@@ -83,25 +87,55 @@ def test_a_driver_that_was_taken_over_notices(tmp_path: Path) -> None:
     assert json.loads((tmp_path / DRIVER).read_text())["token"] == "another"  # it is not this one's to remove
 
 
-def test_of_many_drivers_one_gets_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", ["dead", "none", "dead, and so is who followed it", "unreadable"])
+def test_of_many_drivers_one_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    """At whatever moment the others look: files are read, linked and written after waits of any length."""
     boot = (process_start(os.getpid()) or "").rpartition(":")[0]
-    write(tmp_path, process_start=f"{boot}:1")
-    claims = [DriverClaim(tmp_path) for _ in range(8)]
+    dead = {"process_start": f"{boot}:1"}
+    draw = random.Random(0)
+
+    def late(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            time.sleep(draw.choice((0, 0, 0, 0.001, 0.01)))
+            return function(*arguments)
+
+        return call
+
+    for name in ("read_record", "write_record"):
+        monkeypatch.setattr(claim, name, late(getattr(claim, name)))
+    monkeypatch.setattr(claim.os, "link", late(os.link))
+    for number in range(20):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if found == "unreadable":
+            (folder / DRIVER).write_text("{")
+        elif found != "none":
+            write(folder, **dead)
+            if found != "dead":
+                (folder / DRIVER).rename(folder / f".{DRIVER}.after.w")
+                write(folder, token="w", **dead)
+        assert len(taking(folder, 8)) == 1
+        left = json.loads((folder / DRIVER).read_text())
+        assert left["process_start"] == process_start(os.getpid())
+
+
+def taking(folder: Path, drivers: int) -> list[DriverClaim]:
+    """Those of some drivers, all at once, that hold the claim in the end."""
     got: list[DriverClaim] = []
 
     def take(one: DriverClaim) -> None:
         try:
-            claim._take(one, tmp_path, 1.0)
+            claim._take(one, folder, 1.0)
         except UserError:
             return
         got.append(one)
 
-    threads = [threading.Thread(target=take, args=(one,)) for one in claims]
+    threads = [threading.Thread(target=take, args=(DriverClaim(folder),)) for _ in range(drivers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(got) == 1
+    return got
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
