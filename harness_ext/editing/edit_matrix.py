@@ -171,6 +171,9 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
         bias_shift=shift is not None and bool(shift.any()),
         parameters_before=rows * width,
         parameters_after=edit.rows * width,
+        fallback=None,
+        decomposition=None,
+        excess_error=None,
         stored=DENSE,
         rank_asked=None,
     ).model_copy(update={"rows_kept": edit.rows} if edit.rows < rows else {})

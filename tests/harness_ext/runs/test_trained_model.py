@@ -24,11 +24,10 @@ COLLAPSES = 10.0
 BETWEEN = {"aa-svd"}
 """Worse than others that live, and short of the rule: 3.3 times as measured, which is no collapse."""
 MUST_NOT_COLLAPSE = {"ablation-prune", "contrast-projection", "eigenprune", "eigenprune-greedy", "eigenprune-released"}
-TAKE_LONG = {"basis-selection", "laser-compose", "laser-search", "lems", "sfsd-surgical", "strs"}
-ALIKE = {"a3-mlp", "a3-ov", "d-rank", "least-error", "modegpt-qk", "obs-mlp", "snp", "svd-llm-update", "svd-llm-v2"}
-"""Others here are made by the same functions with other settings."""
+EVERY_TIME = MUST_NOT_COLLAPSE - {"ablation-prune"} | {"a3", "aa-svd", "basis-sharing", "laser", "svd-llm"}
+"""The others take minutes each, or are made by the same functions with other settings."""
 EDITING = [
-    pytest.param(name, marks=pytest.mark.long if name in TAKE_LONG | ALIKE else pytest.mark.slow)
+    pytest.param(name, marks=pytest.mark.slow if name in EVERY_TIME else pytest.mark.long)
     for name in shipped_names()
     if name != "baseline"
 ]
