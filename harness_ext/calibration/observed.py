@@ -123,8 +123,8 @@ class SharedInputs:
         # The last few, since they are kept alive.
         self._handed: deque[tuple[Tensor, int, ObservedModule]] = deque(maxlen=3)
 
-    def begin(self) -> None:
-        """Start a batch."""
+    def forget(self) -> None:
+        """Let go of what was handed before: a batch has ended."""
         self._handed.clear()
 
     def first_with(self, inputs: Tensor, module: ObservedModule) -> ObservedModule:
@@ -352,6 +352,8 @@ class ModuleWatch:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+        if self._shared is not None:
+            self._shared.forget()  # modules and this refer to each other: a layer's inputs would wait for the collector
 
     def begin(self, batch: PaddedBatch) -> None:
         """Start a batch."""
@@ -360,7 +362,7 @@ class ModuleWatch:
         real = batch.mask.bool()
         first = torch.zeros_like(real) if self._alone else batch.first
         if self._shared is not None:
-            self._shared.begin()
+            self._shared.forget()
         for module in self.observed:
             module.begin(real, first)
 

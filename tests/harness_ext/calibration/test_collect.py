@@ -4,6 +4,8 @@ all in float64.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import dataclass
 
 import numpy
@@ -355,6 +357,28 @@ def test_gathering_leaves_no_trace(make_lm) -> None:
     assert lm.weights.digest() == digest
     assert all(parameter.requires_grad and parameter.grad is None for parameter in lm.model.parameters())
     assert not any(module._forward_hooks for module in lm.model.modules())
+
+
+def test_inputs_are_let_go_of_without_the_collector(make_lm) -> None:
+    """Those of a large model's layer would fill memory until it runs."""
+    lm = make_lm("llama")
+    matrices = lm.weights.layout.select(parse_recipe("identity").steps[0])
+    seen: list[weakref.ref] = []
+
+    def note(_: object, args: tuple[torch.Tensor, ...]) -> None:
+        seen.append(weakref.ref(args[0]))
+
+    modules = [lm.model.get_submodule(matrix.module) for matrix in matrices]
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
+    gc.collect()
+    gc.disable()
+    try:
+        collect.gather(lm, matrices, frozenset({"input_magnitude"}), DocumentBatches(DOCUMENTS, 2), decompose(lm))
+        assert len(seen) >= len(matrices) and not any(reference() is not None for reference in seen)
+    finally:
+        gc.enable()
+        for hook in hooks:
+            hook.remove()
 
 
 def test_a_batch_of_one_has_no_counterfactual(make_lm) -> None:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 Pairs = Sequence[tuple[str, str]]
 NAMES = [name for name in shipped_names() if name != "baseline"]
 QUICK = ("laser", "svd-llm", "sfsd", "fwsvd", "zero-sum")
-ALONE = ("asvd", "strs")
-"""Within the bound in a process of their own; after some others they hold more, which is not explained yet."""
 TRIES = 3
 # What the model's own setting up holds, and states of generators, of which a tiny model's share is large.
 _SLACK = 16 << 10
@@ -66,11 +64,7 @@ def applying(
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.long if name in ALONE else pytest.mark.slow)
-        for name in NAMES
-    ],
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_memory_is_within_a_factor_of_two(tiny: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Seconds are not looked at here.
