@@ -10,6 +10,10 @@ leaves the least error of the head's output at r dimensions, `sum_{i > r} s_i^2`
 is that of attended values is our reading). Only `[d, d]` matrices are decomposed. Heads that share a value are reduced
 together: one decomposition of the stacked `[W_o1 L; ...; W_oG L]`, C the mean of theirs (ours), since they must share
 V_r. The ridge adds to C.
+
+Of all pairs with this product, that one is made whose new values are an orthonormal mixture of the old ones, the
+nearest to the first r of them (ours): whitened values, and weights as much larger or smaller, would waste half
+precision.
 """
 
 from __future__ import annotations
@@ -64,8 +68,8 @@ def mix_values(
         root = _root(moment.to(weight.device) / serves, ridge)
         stacked = torch.cat([weight[:, place].double() for place in places]) @ root
         directions = _directions(stacked, rank, generator if ranking == "random" else None)
-        back = torch.linalg.solve_triangular(root.T, directions, upper=True).T
-        for place, part in zip(places, (stacked @ directions).chunk(serves), strict=True):
+        back, turned = _orthonormal(torch.linalg.solve_triangular(root.T, directions, upper=True))
+        for place, part in zip(places, (stacked @ directions @ turned).chunk(serves), strict=True):
             read[:, place.start : place.start + rank] = part.to(weight)
         made[own.start : own.start + rank] = (back @ values[own].double()).to(values)
         if shifted is not None and bias is not None:
@@ -91,3 +95,15 @@ def _directions(stacked: Tensor, rank: int, generator: Generator | None) -> Tens
         return torch.linalg.eigh(stacked.T @ stacked).eigenvectors.flip(1)[:, :rank]
     gaussian = torch.randn(stacked.shape[1], rank, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(gaussian).Q.to(stacked)
+
+
+def _orthonormal(mixture: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a mixture `X [d, r]` of values, `B [r, d]` with orthonormal rows that spans the same, as near to the first r
+    unit vectors as it can be, and `Y [r, r]` with `Y B = X^T`.
+    """
+    import torch
+
+    basis, triangle = torch.linalg.qr(mixture)
+    left, _, right = torch.linalg.svd(basis[: mixture.shape[1]].T)
+    turn = left @ right
+    return (basis @ turn).T, triangle.T @ turn

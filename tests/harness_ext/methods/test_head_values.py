@@ -116,3 +116,18 @@ def test_values_that_are_always_zero_are_cut_by_the_weights_alone() -> None:
     attention = Attention(1, 1, 4, 5, 0.5)
     attention.values, attention.bias = 0 * attention.values, 0 * attention.bias
     assert bool(torch.isfinite(attention.edit().weight()).all())
+
+
+@given(CASES)
+@settings(deadline=None, max_examples=30)
+def test_new_values_are_of_the_size_of_the_old_ones(case: tuple[int, int, int, int, float]) -> None:
+    """An orthonormal mixture of each head's values, so that half precision serves it as well; nearest to the first."""
+    attention = Attention(*case)
+    edit, width = attention.edit(), attention.heads.width
+    values = attention.values.reshape(-1, width, attention.values.shape[1])
+    made = edit.beside["v_proj"].values.numpy().reshape(values.shape)
+    for old, new in zip(values, made, strict=True):
+        mixture = numpy.linalg.lstsq(old.T, new[: attention.rank].T, rcond=None)[0].T
+        numpy.testing.assert_allclose(mixture @ old, new[: attention.rank], atol=1e-8)
+        assert numpy.linalg.norm(new) <= numpy.linalg.norm(old) * (1 + 1e-9)
+        assert numpy.trace(mixture[:, : attention.rank]) >= -1e-9

@@ -76,9 +76,7 @@ def check_matrices(rows: list[dict[str, Any]], steps: tuple[Step, ...]) -> None:
         biases = {0, row["shape"][0]} if "rows_kept" in row else {0}
         assert row["parameters_before"] - math.prod(row["shape"]) in biases
         assert row["parameters_before"] >= row["parameters_after"] >= 0
-        assert row["energy_kept"] >= 0 and row["relative_error"] >= 0 and row["seconds"] >= 0
-        # Mixed values have other directions and sizes in their head: what stays is their product with what reads them.
-        assert row["method"] == "mix_values" or (row["energy_kept"] < 1.2 and row["relative_error"] < 1.05)
+        assert 0 <= row["energy_kept"] < 1.2 and 0 <= row["relative_error"] < 1.05 and row["seconds"] >= 0
         assert all(re.fullmatch("blake3:[0-9a-f]{64}", row[key]) for key in ("digest_before", "digest_after"))
         assert row["relative_error"] == 0 or row["digest_after"] != row["digest_before"]
 
