@@ -96,21 +96,13 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     described = registered_methods()[step.method]
     seen = SeenTokens.of(statistics)
     cut = _kept(matrix, edit)
-    record = MatrixRecord(
-        step=context.number,
-        method=step.method,
-        name=matrix.parameter,
-        part=matrix.part,
-        role=matrix.role,
-        layer=matrix.layer,
-        shape=matrix.shape,
-        rank_before=min(matrix.shape),
+    record = _record(
+        context,
+        matrix,
+        change,
+        before,
+        started,
         rank_after=min([edit.rank, *cut.values()]),
-        energy_kept=change.energy_kept,
-        relative_error=change.relative_error,
-        digest_before=before,
-        digest_after="",
-        seconds=time.perf_counter() - started,
         bias_shift=shift is not None,
         parameters_before=matrix.shape[0] * matrix.shape[1],
         parameters_after=_parameters_after(step, matrix, edit, stored),
@@ -120,8 +112,34 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         stored=stored,
         rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
         **_sharing(step, statistics),
-    ).model_copy(update=cut)
+        **cut,
+    )
     return EditedMatrix(record, seen, _shift_size(shift, seen), after, _edited_beside(context, matrix, edit))
+
+
+def _record(
+    context: StepContext, matrix: Matrix, change: _Change, before: str, started: float, **found: Any
+) -> MatrixRecord:
+    """What became of a matrix. before: its digest; started: by the clock of `perf_counter`; found: what else is to be
+    said of it.
+    """
+    said = {"fallback": None, "decomposition": None, "excess_error": None, "stored": DENSE, "rank_asked": None, **found}
+    return MatrixRecord(
+        step=context.number,
+        method=context.step.method,
+        name=matrix.parameter,
+        part=matrix.part,
+        role=matrix.role,
+        layer=matrix.layer,
+        shape=matrix.shape,
+        rank_before=min(matrix.shape),
+        energy_kept=change.energy_kept,
+        relative_error=change.relative_error,
+        digest_before=before,
+        digest_after="",
+        seconds=time.perf_counter() - started,
+        **said,
+    )
 
 
 def _kept(matrix: Matrix, edit: AnyEdit) -> dict[str, int]:
@@ -153,30 +171,18 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
         weights.shift_bias(matrix, shift)
     change = _change(weight, weights.values(matrix))
     width = columns + (0 if bias is None else 1)
-    record = MatrixRecord(
-        step=context.number,
-        method=context.step.method,
-        name=matrix.parameter,
-        part=matrix.part,
-        role=matrix.role,
-        layer=matrix.layer,
-        shape=matrix.shape,
-        rank_before=min(matrix.shape),
+    record = _record(
+        context,
+        matrix,
+        change,
+        before,
+        started,
         rank_after=min(edit.rows, columns),
-        energy_kept=change.energy_kept,
-        relative_error=change.relative_error,
-        digest_before=before,
-        digest_after="",
-        seconds=time.perf_counter() - started,
         bias_shift=shift is not None and bool(shift.any()),
         parameters_before=rows * width,
         parameters_after=edit.rows * width,
-        fallback=None,
-        decomposition=None,
-        excess_error=None,
-        stored=DENSE,
-        rank_asked=None,
-    ).model_copy(update={"rows_kept": edit.rows} if edit.rows < rows else {})
+        **({"rows_kept": edit.rows} if edit.rows < rows else {}),
+    )
     return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert))
 
 

@@ -17,7 +17,6 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -139,9 +138,7 @@ def heal_matrices(
     """
     check_trainable(matrices)
     training = _HealingRun(lm, matrices, documents, plan, resume)
-    with ExitStack() as stack:
-        stack.enter_context(frozen(lm.model))
-        stack.enter_context(swapped(lm.model, matrices, training.part))
+    with frozen(lm.model), swapped(lm.model, matrices, training.part):
         training.run()
     return training.result()
 

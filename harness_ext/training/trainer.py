@@ -21,7 +21,6 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -109,9 +108,7 @@ def train(
     """
     check_trainable(matrices)
     training = _Training(lm, matrices, documents, plan, resume)
-    with ExitStack() as stack:
-        stack.enter_context(frozen(lm.model))
-        stack.enter_context(swapped(lm.model, matrices, training.part))
+    with frozen(lm.model), swapped(lm.model, matrices, training.part):
         training.run()
     return training.result()
 

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness_ext.cli import main
 from harness_ext.cli.audit import KINDS, RECIPES, in_full, too_few_tokens
 from harness_ext.recipe.recipe import GROUPS
 from harness_ext.runs.python_api import load_recipe
 from harness_ext.runs.run_result import RunResult
 from harness_ext.storage.rundir import FinishedRun
+from tests.harness_ext.cli.calling import called
 
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["lm_eval", "audit", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+call = partial(called, "audit")
 
 
 @pytest.fixture(autouse=True)

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness_ext.cli import main
 from leaderboard.board.claims import of_identity, recipe_for
 from leaderboard.board.reported import headlines, published
 from leaderboard.errors import LeaderboardError
+from tests.harness_ext.cli.calling import called
 
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["lm_eval", "claims", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+call = partial(called, "claims")
 
 
 @pytest.fixture(autouse=True)
