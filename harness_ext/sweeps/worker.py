@@ -36,7 +36,9 @@ from leaderboard.readers.sweep_state import ASKED, ENDED, HEARTBEAT, JOB, OUTPUT
 GRACE_SECONDS = 10.0
 """How long a command has between SIGTERM and SIGKILL."""
 WITH_PARENT = "--with-parent"
-"""End with the process that started the worker: for engines whose processes are killed without further ado."""
+"""End with the process that started the worker, whose number follows: for engines whose processes are killed without
+further ado.
+"""
 _TAKEN = 3
 _OF_A_LAUNCHER = frozenset({"WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_PORT"})
 """What accelerate and torchrun tell their processes: a cell is none of those that started the sweep."""
@@ -46,7 +48,8 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 def start(folder: Path, environment: Mapping[str, str | None], *, with_parent: bool = False) -> subprocess.Popen[bytes]:
     """Start a worker on a folder in a session of its own. environment: added to this process's; None takes one away."""
-    words = [sys.executable, "-m", "harness_ext.sweeps.worker", str(folder), *([WITH_PARENT] if with_parent else [])]
+    words = [sys.executable, "-m", "harness_ext.sweeps.worker", str(folder)]
+    words += [WITH_PARENT, str(os.getpid())] if with_parent else []
     with (folder / OUTPUT).open("ab") as early:  # a worker that cannot even begin says why there
         return subprocess.Popen(
             words,
@@ -77,8 +80,8 @@ def call(folder: str, environment: str) -> int:
 def main() -> None:
     """Run the job of the folder that is named on the command line."""
     folder = Path(sys.argv[1])
-    if WITH_PARENT in sys.argv[2:]:
-        _die_with_parent(signal.SIGTERM)()
+    if sys.argv[2:3] == [WITH_PARENT]:
+        die_with_parent(signal.SIGTERM, int(sys.argv[3]))()
     with (folder / HOLDER).open("a") as lock:
         with suppress(OSError):  # a file system without locks: then engines alone see to it
             try:
@@ -91,13 +94,21 @@ def main() -> None:
         sys.exit(_Run(folder, asked, lock).run())
 
 
-def _die_with_parent(number: int) -> Callable[[], None]:
-    """What a new process calls to get a signal when its parent is gone; nothing where the system has no such thing."""
+def die_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:
+    """What a new process of this parent calls to get a signal when that is gone, or at once where it is gone already;
+    nothing where the system has no such thing.
+    """
     try:
         prctl = ctypes.CDLL(None).prctl
     except (OSError, AttributeError):
         return lambda: None
-    return lambda: prctl(_SET_PARENT_DEATH_SIGNAL, int(number), 0, 0, 0)
+
+    def called() -> None:
+        prctl(_SET_PARENT_DEATH_SIGNAL, int(number), 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), number)
+
+    return called
 
 
 class _Run:
@@ -167,7 +178,7 @@ class _Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent(signal.SIGKILL),  # noqa: PLW1509 - no thread runs yet
+            preexec_fn=die_with_parent(signal.SIGKILL, os.getpid()),  # noqa: PLW1509 - no thread runs yet
         )
 
     def _read(self, pipe: IO[bytes]) -> None:

@@ -16,7 +16,7 @@ import harness_ext
 from harness_ext.calibration import by_layer
 from harness_ext.calibration.given import for_given, from_pairs
 from harness_ext.demo import demo_path
-from harness_ext.editing import plan_measurement
+from harness_ext.editing import plan_measurement, plan_passes
 from harness_ext.editing.plan_measurement import live_bytes
 from harness_ext.recipe.recipe import Recipe, shipped_names
 
@@ -27,6 +27,7 @@ Pairs = Sequence[tuple[str, str]]
 NAMES = [name for name in shipped_names() if name != "baseline"]
 QUICK = ("laser", "svd-llm", "sfsd", "fwsvd", "zero-sum")
 TRIES = 3
+ROUNDS = 4
 # What the model's own setting up holds, and states of generators, of which a tiny model's share is large.
 _SLACK = 16 << 10
 
@@ -87,10 +88,21 @@ def test_seconds_are_within_the_range(name: str) -> None:
     recipe = resolved(name, pairs)
     apply = applying(AutoModelForCausalLM.from_pretrained(path), tokenizer, recipe, pairs)
     tokens = round(sum(len(tokenizer.encode(before + after)) - 1 for before, after in pairs) / len(pairs))
-    estimate = harness_ext.plan(recipe, pretrained=path, tokens=tokens).estimate
-    seconds = min(processor_seconds(apply) for _ in range(TRIES))
-    # At least what a factor of two allows, which is what a plan promises.
-    assert min(estimate.low, estimate.seconds / 2) < seconds < max(estimate.high, 2 * estimate.seconds)
+    for _ in range(ROUNDS):  # a machine may be twice as slow a moment later: both sides are measured again together
+        forget_measurements()
+        estimate = harness_ext.plan(recipe, pretrained=path, tokens=tokens).estimate
+        seconds = min(processor_seconds(apply) for _ in range(TRIES))
+        # At least what a factor of two allows, which is what a plan promises.
+        low, high = min(estimate.low, estimate.seconds / 2), max(estimate.high, 2 * estimate.seconds)
+        if low < seconds < high:
+            break
+    assert low < seconds < high
+
+
+def forget_measurements() -> None:
+    for module in (plan_measurement, plan_passes):
+        for found in vars(module).values():
+            getattr(found, "cache_clear", lambda: None)()
 
 
 def processor_seconds(work: Callable[[], None]) -> float:

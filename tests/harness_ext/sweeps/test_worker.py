@@ -18,7 +18,7 @@ from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.bounded_log import BoundedLog
 from harness_ext.sweeps.job_files import Heartbeats, living_process, read_record
 from harness_ext.sweeps.outcome import ending
-from harness_ext.sweeps.worker import call, start
+from harness_ext.sweeps.worker import WITH_PARENT, call, start
 from leaderboard.readers.sweep_life import process_start
 from leaderboard.readers.sweep_state import ASKED, ENDED, HEARTBEAT, JOB, MANIFEST, OUTCOME, OUTPUT
 
@@ -120,6 +120,31 @@ def test_a_killed_worker_takes_its_command_along(tmp_path: Path) -> None:
     worker.wait(30)
     until(lambda: process_start(command) is None)
     assert living_process(folder) is None and not (folder / ENDED).exists()
+
+
+ORPHAN = """
+import os, signal, time
+from harness_ext.sweeps.worker import die_with_parent
+parent = os.getpid()
+dies = die_with_parent(signal.SIGKILL, parent)
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    dies()
+    print("lives", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_process_whose_parent_died_before_it_could_ask_dies_as_well(tmp_path: Path) -> None:
+    assert subprocess.run(python(ORPHAN), capture_output=True, text=True, check=True).stdout == ""
+    folder = asked(tmp_path / "cell", python("print('said')"))
+    worker = [sys.executable, "-m", "harness_ext.sweeps.worker", str(folder), WITH_PARENT]
+    assert subprocess.run([*worker, str(os.getppid())], check=False).returncode == -signal.SIGTERM
+    assert not (folder / JOB).exists()
+    assert subprocess.run([*worker, str(os.getpid())], check=False).returncode == 0
+    assert record(folder / ENDED)["exit_code"] == 0
 
 
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
