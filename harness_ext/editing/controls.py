@@ -91,15 +91,39 @@ def _edited_nothing(receipt: Mapping[str, Any]) -> bool:
     )
 
 
+def why_not(name: str, recipe: Recipe) -> str | None:
+    """Why the control `name` says nothing about a recipe, a clause; None where the recipe alone does not tell: it may
+    still be that its receipt does.
+    """
+    if not recipe.steps:
+        return "the recipe edits nothing"
+    if name == SHUFFLED_LABELS:
+        if all(step.calibration is None for step in recipe.steps):
+            return "the recipe learns nothing from calibration documents"
+        if all(step.calibration is None or described(step.method).needs == TEXTS for step in recipe.steps):
+            return "the recipe learns from texts alone, and not from which answer is right"
+        return None
+    own = parse_recipe(name)
+    takes_units = [bool(component_of(step)) for step in recipe.steps]
+    if own.name == RANDOM_SUBSPACE and any(takes_units) and not all(takes_units):
+        return "some of its steps take units away and others cut ranks; control each in a recipe of its own"
+    if own.name not in (RANDOM_SUBSPACE, IDENTITY) and any(takes_units) and _method(own).takes_keep:
+        return (
+            "the recipe takes whole units away, which leaves no rank to meet; random-subspace, which draws the units at"
+            " random, and noise can be its controls"
+        )
+    return None
+
+
 def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
+    if (reason := why_not(name, recipe)) is not None:
+        raise NoControl(reason)
     if name == SHUFFLED_LABELS:
         return _with_shuffled_labels(recipe)
     label = f"{recipe.label}+{name}"
     own = parse_recipe(name)
-    if any(component_of(step) for step in recipe.steps) and own.name != IDENTITY:
-        if own.name == RANDOM_SUBSPACE:
-            return _with_random_units(recipe, label)
-        _check_has_ranks(own)
+    if own.name == RANDOM_SUBSPACE and any(component_of(step) for step in recipe.steps):
+        return _with_random_units(recipe, label)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
         data = {
             "name": own.name,
@@ -121,21 +145,10 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
 
 def _with_random_units(recipe: Recipe, label: str) -> Recipe:
     """The recipe with its units drawn at random."""
-    if not all(component_of(step) for step in recipe.steps):
-        raise NoControl("some of its steps take units away and others cut ranks; control each in a recipe of its own")
     steps = [{**step.model_dump(mode="json", exclude_none=True), "ranking": "random"} for step in recipe.steps]
     summary = f"{recipe.summary.rstrip('.')}. Control: as many units drawn at random, everything else alike."
     data = {"name": RANDOM_SUBSPACE, "summary": summary, "source": recipe.source, "steps": steps}
     return recipe_from(data, origin=label, label=label)
-
-
-def _check_has_ranks(control: Recipe) -> None:
-    """Raise NoControl where a control keeps a rank, of a recipe that takes units away."""
-    if _method(control).takes_keep:
-        raise NoControl(
-            "the recipe takes whole units away, which leaves no rank to meet; random-subspace, which draws the units at"
-            " random, and noise can be its controls"
-        )
 
 
 def _healing(recipe: Recipe) -> list[dict[str, Any]]:
@@ -224,11 +237,6 @@ def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _with_shuffled_labels(recipe: Recipe) -> Recipe:
-    if all(step.calibration is None for step in recipe.steps):
-        raise NoControl("the recipe learns nothing from calibration documents")
-    if all(step.calibration is None or described(step.method).needs == TEXTS for step in recipe.steps):
-        raise NoControl("the recipe learns from texts alone, and not from which answer is right")
-
     def shuffled(step: Step) -> Step:
         return (
             step

@@ -12,9 +12,12 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness_ext.editing.controls import why_not
+from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.storage.rundir import safe_name
 from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.run_flags import words
@@ -41,8 +44,10 @@ class SweepCell:
 
     @property
     def variants(self) -> int:
-        """How many run folders it leaves: its recipes, and their controls."""
-        return len(self.recipes) * (1 + len(self.controls))
+        """How many run folders it leaves: its recipes, and the controls that they can have. What is found may still
+        leave one of them nothing to control.
+        """
+        return sum(1 + _controls_of(recipe, self.controls) for recipe in self.recipes)
 
 
 def cells_of(sweep: SweepFile) -> list[SweepCell]:
@@ -57,6 +62,13 @@ def job(cell: SweepCell, sweep: SweepFile, folder: Path, output_path: str) -> Jo
     environment = {"LM_EVAL_SWEEP": sweep.name, "LM_EVAL_SWEEP_CELL": cell.key}
     command = (sys.executable, "-m", "harness_ext", "run", *cell.words, *own)
     return Job(cell.key, command, environment, place, cell.gpus, sweep.cells.timeout_s, cell.after)
+
+
+@cache
+def _controls_of(recipe: str, controls: tuple[str, ...]) -> int:
+    """How many of these controls a recipe can have."""
+    parsed = parse_recipe(recipe)
+    return sum(why_not(control, parsed) is None for control in controls)
 
 
 def _of_model(sweep: SweepFile, model: SweptModel) -> Iterator[SweepCell]:

@@ -45,6 +45,19 @@ def test_cells_are_cut_by_model_and_the_baseline_comes_first() -> None:
     assert len({cell.key for cell in made}) == 6
 
 
+def test_only_controls_that_a_recipe_can_have_are_counted() -> None:
+    asked = {
+        "laser": ["shuffled-labels"],  # it learns nothing
+        "eigenprune": [],
+        "a3-mlp": ["bottom-k", "shuffled-labels"],  # it has no ranks, and learns from texts
+        "svd-llm": ["shuffled-labels"],
+    }
+    controls = ["random-subspace", "bottom-k", "shuffled-labels"]
+    made = cells(recipes=list(asked), controls=controls, cells={"recipes_per_cell": 1})
+    counted = {cell.recipes[0]: cell.variants for cell in made if cell.after}
+    assert counted == {recipe: 1 + len(controls) - len(impossible) for recipe, impossible in asked.items()}
+
+
 def test_a_cells_name_depends_on_all_that_its_results_depend_on() -> None:
     first = {cell.key for cell in cells()}
     assert first == {
