@@ -5,9 +5,9 @@ line.
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,11 @@ def test_a_run_without_recipe_reaches_lm_eval_as_it_was_parsed(
     assert {key: value for key, value in vars(plain[0]).items() if key != "func"} == expected
 
 
+def processor_seconds_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_and_recipes_are_quick_and_load_nothing_heavy() -> None:
     for arguments in (["--help"], ["recipes"], ["run", "--help"]):
         code = (
@@ -127,13 +132,13 @@ def test_help_and_recipes_are_quick_and_load_nothing_heavy() -> None:
         )
         seconds = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = processor_seconds_of_children()
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-            seconds.append(time.perf_counter() - start)
+            seconds.append(processor_seconds_of_children() - start)
             if seconds[-1] < 1:
                 break
         assert done.stdout.endswith("loaded: []\n")
-        # The best of three: other processes on the machine may slow any one of them down.
+        # Processor seconds, and the best of three: other processes on the machine may slow any one of them down.
         assert min(seconds) < 1, arguments
 
 
