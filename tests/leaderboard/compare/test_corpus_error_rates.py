@@ -100,7 +100,7 @@ def test_f1_and_mcc(generator: np.random.Generator) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("metric", ["f1", "mcc"])
 def test_f1_and_mcc_on_the_whole_grid(metric: str, generator: np.random.Generator) -> None:
     cells = [

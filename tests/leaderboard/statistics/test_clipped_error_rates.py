@@ -120,7 +120,7 @@ def test_collapses_and_skew(generator: np.random.Generator) -> None:
     assert rows[0].passed_by_t > 0.15 and rows[0].passed == rows[0].better == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("count", [20, 30, 62, 100, 300, 1000])
 def test_collapses_and_skew_on_the_whole_grid(generator: np.random.Generator, count: int) -> None:
     rows = table("clipped means, margin 0.05", (cell(generator, kind, count, 0.05, DRAWS) for kind in KINDS))

@@ -99,7 +99,7 @@ def test_right_or_wrong(generator: np.random.Generator) -> None:
     keep_the_promise(table("right or wrong answers", (right_or_wrong(generator, *cell) for cell in cells)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_right_or_wrong_on_the_whole_grid(generator: np.random.Generator) -> None:
     keep_the_promise(
         table(
@@ -159,7 +159,7 @@ def test_coverage_where_it_is_worst() -> None:
     assert min(worst.values()) >= LEAST
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_coverage_on_the_whole_grid() -> None:
     counts = [*range(50, 400, 14), 450, 600, 800, 1000, 1500]
     cells = [
@@ -237,7 +237,7 @@ def test_clusters(generator: np.random.Generator) -> None:
     keep_the_promise(table("clusters", (clusters_cell(generator, *cell, draws=800) for cell in cells)), noise(800))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("groups", [10, 30, 100, 400])
 def test_clusters_on_the_whole_grid(generator: np.random.Generator, groups: int) -> None:
     grid = itertools.product((5, 10), (0.02, 0.1, 0.3), (0.02, 0.05), (0.0, 0.5, 1.0), (False, True))
@@ -280,7 +280,7 @@ def test_partial_credit(generator: np.random.Generator) -> None:
     keep_the_promise(table("partial credit", [partial_cell(generator, 200, 0.05, 0.02, 800)]), noise(800))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_partial_credit_on_the_whole_grid(generator: np.random.Generator) -> None:
     cells = itertools.product((50, 200, 1000), (0.05, 0.1, 0.3), (0.01, 0.02))
     keep_the_promise(
@@ -340,7 +340,7 @@ def test_best_in_the_middle(generator: np.random.Generator) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_best_in_the_middle_on_the_whole_grid(generator: np.random.Generator) -> None:
     cells = [
         (*means, count)
@@ -394,7 +394,7 @@ def test_suites(generator: np.random.Generator) -> None:
     keep_the_promise(table("suites", [suite_cell(generator, 3, 300, 0.05, 0.01, 1_500)]), noise(1_500))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_suites_on_the_whole_grid(generator: np.random.Generator) -> None:
     cells = [
         (tasks, count, rate, margin)
