@@ -184,11 +184,7 @@ def memory_store() -> Store:
 
 def _open_for_reading(database: Path, deadline: float) -> Store:
     if not database.exists():
-        raise MissingDatabase(
-            f"there is no leaderboard at {database} yet: run"
-            f" `{shlex.join(['lm_eval', 'run', '...', '--recipe', 'NAME', *run_arguments(database)])}`, or"
-            f" `{ingest_command(database, 'PATH')}` for results you already have"
-        )
+        raise _nothing_at(database)
     connection = _connect(database, True, deadline)
     try:
         _check_schema(connection, database, read_only=True)
@@ -196,6 +192,14 @@ def _open_for_reading(database: Path, deadline: float) -> Store:
         connection.close()
         raise
     return Store(connection, database, read_only=True)
+
+
+def _nothing_at(database: Path) -> MissingDatabase:
+    return MissingDatabase(
+        f"there is no leaderboard at {database} yet: run"
+        f" `{shlex.join(['lm_eval', 'run', '...', '--recipe', 'NAME', *run_arguments(database)])}`, or"
+        f" `{ingest_command(database, 'PATH')}` for results you already have"
+    )
 
 
 def _open_for_writing(database: Path, deadline: float) -> Store:
@@ -238,6 +242,8 @@ def _check_schema(connection: duckdb.DuckDBPyConnection, database: Path, *, read
         )
     if found > known:
         raise trouble.newer(database, f"has schema {found}, this version knows {known}", "upgrade lm-eval-recipes")
+    if found == 0 and read_only:  # as a writer that was killed before its first commit leaves it
+        raise _nothing_at(database)
     if found < migrations.READABLE and read_only:
         raise OlderDatabase(
             f"{database} has schema {found}, this version needs {known}: `{ingest_command(database)}` brings it up to"

@@ -259,6 +259,8 @@ BY_BUDGET = {
     "zero-sum": "param_fraction",
 }
 """What each of them must leave, however little is lost or gained by it."""
+MINUTES = {"basis-selection", "fisher-svd", "lems", "obs-mlp", "strs", "svd-llm-lora"}
+"""What takes long on a trained model, of those that a budget binds."""
 CALIBRATED = [name for name in shipped_names() if any(step.calibration for step in parse_recipe(name).steps)]
 
 
@@ -357,8 +359,10 @@ def trained(smollm2: Path, shared: Path):
     return RecipeLM(str(smollm2), device="cpu", dtype="float32"), documents
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in MINUTES else pytest.mark.slow) for name in CALIBRATED],
+)
 def test_no_recipe_leaves_a_trained_model_worse_unless_its_budget_forces_it(name: str, trained) -> None:
     """Those that are quick, on the whole model; the others on three layers, among them the one of the largest
     activations.

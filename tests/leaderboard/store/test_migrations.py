@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
+from leaderboard.errors import MissingDatabase
 from leaderboard.ingest import ingest
 from leaderboard.store import migrations
 from leaderboard.store.database import open_store
@@ -32,3 +34,14 @@ def test_a_store_of_an_earlier_version_opens(
     with open_store(database) as store:
         assert len(runs(store)) == 2
         assert store.rows("SELECT max(number) AS number FROM schema_migrations") == [{"number": SHIPPED[-1].number}]
+
+
+def test_a_store_whose_first_writer_was_killed_is_not_there_yet(made: Any, kit: Any, tmp_path: Path) -> None:
+    database = tmp_path / "begun.duckdb"
+    duckdb.connect(str(database)).close()
+    with pytest.raises(MissingDatabase, match="there is no leaderboard at"), open_store(database):
+        pass
+    made.run("baseline", {"sums": kit.pair(20, 10, lost=1)[0]})
+    ingest([made.root], database)
+    with open_store(database) as store:
+        assert len(runs(store)) == 1
