@@ -2,10 +2,11 @@
 
 By https://inspect.aisi.org.uk/eval-logs.html: `eval` says task, model and configuration, `results.scores` has a scorer
 with its metrics an entry, `samples` one document and epoch an entry with the score of each scorer. In `.eval` files the
-header is `header.json` and each sample is `samples/<id>_epoch_<n>.json`. Notable choices:
+header is `header.json`, each sample is `samples/<id>_epoch_<n>.json`, and `reductions.json` has what reducers made of
+the epochs' scores. Notable choices:
 - A metric keeps its name; the scorer is its filter. `stderr` beside a mean is that mean's standard error.
 - Inspect's letters are numbers: C is 1, P a half, I and N are 0. A document's score is the mean over its epochs, as
-  Inspect's default reducer has it; under another reducer documents bear no scores.
+  Inspect's default reducer has it. Under another reducer it is what the log's reductions say, and none without them.
 - Logs of runs that were cut short or failed are refused: their scores are of some documents only.
 """
 
@@ -16,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from leaderboard.errors import Unreadable
 from leaderboard.readers.foreign.archive import open_archive
@@ -34,6 +35,16 @@ _LOCAL = ("hf/", "vllm/", "sglang/")  # providers whose models are called as on 
 _LONGEST_TEXT = 2**20
 
 
+class _Place(NamedTuple):
+    """Where a sample has a score: the scorer, and the name in its value where that is a mapping. reduced: by document,
+    what another reducer than the mean made of its epochs.
+    """
+
+    scorer: str
+    name: str
+    reduced: dict[str, Any] | None
+
+
 def matches(data: Any) -> bool:
     """Whether a JSON value is a log of Inspect."""
     return isinstance(data, dict) and "status" in data and isinstance(mapping(data.get("eval")).get("task"), str)
@@ -42,7 +53,7 @@ def matches(data: Any) -> bool:
 def read(data: dict[str, Any], path: Path) -> ForeignResults:
     """A log that is one JSON value. Raises `Unreadable`."""
     samples = data.get("samples")
-    return _log(data, path, samples if isinstance(samples, list) else None)
+    return _log(data, path, samples if isinstance(samples, list) else None, data.get("reductions"))
 
 
 def read_archive(path: Path) -> ForeignResults:
@@ -54,10 +65,11 @@ def read_archive(path: Path) -> ForeignResults:
         if not matches(header):
             raise Unreadable(f"{path.name} is no log of Inspect (its `header.json` has no `status` and `eval`)")
         names = dict.fromkeys(name for name in archive.names if name.startswith("samples/") and name.endswith(".json"))
-        return _log(header, path, map(archive.json, names) if names else None)
+        reductions = archive.json("reductions.json") if "reductions.json" in archive.names else None
+        return _log(header, path, map(archive.json, names) if names else None, reductions)
 
 
-def _log(header: dict[str, Any], path: Path, samples: Iterable[Any] | None) -> ForeignResults:
+def _log(header: dict[str, Any], path: Path, samples: Iterable[Any] | None, reductions: Any) -> ForeignResults:
     asked = mapping(header["eval"])
     if header["status"] != "success":
         reason = optional_text(mapping(header.get("error")).get("message"))
@@ -76,7 +88,7 @@ def _log(header: dict[str, Any], path: Path, samples: Iterable[Any] | None) -> F
         harness=HARNESS,
         version=optional_text(mapping(asked.get("packages")).get("inspect_ai")),
         model_name=clean(name),
-        tasks=[_task(task, header, scores, samples)],
+        tasks=[_task(task, header, scores, samples, reductions)],
         settings={
             "limit": finite(config.get("limit")),
             "model_args": arguments,
@@ -156,18 +168,31 @@ def _entries(header: dict[str, Any]) -> list[dict[str, Any]]:
     return [mapping(entry) for entry in entries] if isinstance(entries, list) else []
 
 
-def _place(entry: dict[str, Any]) -> tuple[str, str]:
-    """Where a sample has this score: the scorer, and the name in its value where that is a mapping."""
-    name = optional_text(entry.get("name")) or ""
-    return optional_text(entry.get("scorer")) or name, name
+def _places(header: dict[str, Any], reductions: Any) -> dict[str, _Place]:
+    """By filter, where a sample has its score; without those that only reductions that are not there would tell."""
+    told: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for one in map(mapping, reductions if isinstance(reductions, list) else []):
+        samples = one.get("samples")
+        scores = map(mapping, samples if isinstance(samples, list) else [])
+        key = optional_text(one.get("scorer")) or "", optional_text(one.get("reducer"))
+        told[key] = {canonical(score.get("sample_id")): score for score in scores}
+    places = {}
+    for entry in _entries(header):
+        name = optional_text(entry.get("name")) or ""
+        scorer = optional_text(entry.get("scorer")) or name
+        reduced = None if _is_mean(entry) else told.get((scorer, optional_text(entry.get("reducer"))))
+        if reduced is not None or _is_mean(entry):
+            places[_filter(entry)] = _Place(scorer, name, reduced)
+    return places
 
 
-def _task(task: str, header: dict[str, Any], scores: list[ReportedScore], samples: Iterable[Any] | None) -> ForeignTask:
+def _task(
+    task: str, header: dict[str, Any], scores: list[ReportedScore], samples: Iterable[Any] | None, reductions: Any
+) -> ForeignTask:
     asked = mapping(header["eval"])
     config, dataset = mapping(asked.get("config")), mapping(asked.get("dataset"))
     metrics = {score.filter: score.metric for score in reversed(scores) if score.metric in _MEANS}
-    places = {_filter(entry): _place(entry) for entry in _entries(header) if _is_mean(entry)}
-    found = None if samples is None else list(_documents(samples, metrics, places))
+    found = None if samples is None else list(_documents(samples, metrics, _places(header, reductions)))
     system = optional_text(mapping(mapping(header.get("plan")).get("config")).get("system_message"))
     version = optional_text(asked.get("task_version"))
     arguments = mapping(asked.get("task_args"))
@@ -186,11 +211,9 @@ def _task(task: str, header: dict[str, Any], scores: list[ReportedScore], sample
     )
 
 
-def _documents(
-    samples: Iterable[Any], metrics: dict[str, str], places: dict[str, tuple[str, str]]
-) -> Iterator[ForeignSample]:
-    """One sample a document: the mean of its epochs' scores. metrics: filter -> the metric that is a mean of them;
-    places: filter -> where a sample has its score.
+def _documents(samples: Iterable[Any], metrics: dict[str, str], places: dict[str, _Place]) -> Iterator[ForeignSample]:
+    """One sample a document: the mean of its epochs' scores, or what was made of them. metrics: filter -> the metric
+    that is a mean over documents; places: filter -> where a sample has its score.
     """
     epochs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in map(mapping, samples):
@@ -200,10 +223,7 @@ def _documents(
     for alike in epochs.values():
         first = alike[0]
         source = {name: first[name] for name in ("input", "choices", "target")}
-        scores = {
-            name: {metric: _mean([_value(places.get(name), entry) for entry in alike])}
-            for name, metric in metrics.items()
-        }
+        scores = {name: {metric: _of_document(places.get(name), alike)} for name, metric in metrics.items()}
         prompt = first["input"] if isinstance(first["input"], str) else canonical(first["input"])
         target = first["target"] if isinstance(first["target"], str) else canonical(first["target"])
         answers = [entry["answer"] for entry in alike]
@@ -221,13 +241,19 @@ def _completion(entry: dict[str, Any]) -> str | None:
     return content[:_LONGEST_TEXT] if isinstance(content, str) else None
 
 
-def _value(place: tuple[str, str] | None, entry: dict[str, Any]) -> float | None:
+def _of_document(place: _Place | None, epochs: list[dict[str, Any]]) -> float | None:
+    """The score of one document. epochs: its samples."""
     if place is None:
         return None
-    (scorer, name), by_scorer = place, mapping(entry["scores"])
-    value = mapping(by_scorer.get(name, by_scorer.get(scorer))).get("value")
+    if place.reduced is None:
+        return _mean([_value(place, mapping(entry["scores"])) for entry in epochs])
+    return _value(place, {place.scorer: place.reduced.get(canonical(epochs[0]["id"]))})
+
+
+def _value(place: _Place, by_scorer: dict[str, Any]) -> float | None:
+    value = mapping(by_scorer.get(place.name, by_scorer.get(place.scorer))).get("value")
     if isinstance(value, dict):
-        value = value.get(name)
+        value = value.get(place.name)
     if isinstance(value, str):
         known = _LETTERS.get(value, _WORDS.get(value.lower()))
         return _number(value) if known is None else known

@@ -161,6 +161,44 @@ def test_another_reducer_leaves_documents_without_scores(tmp_path: Path) -> None
     assert sorted(values, key=str) == [0.0, 0.5, None, None]
 
 
+@pytest.mark.parametrize("form", ["json", "archive"])
+def test_reductions_give_documents_the_scores_of_another_reducer(tmp_path: Path, form: str) -> None:
+    entries = [
+        {"name": name, "scorer": scorer, "reducer": "max", "metrics": {"mean": {"name": "mean", "value": value}}}
+        for scorer, name, value in (("match", "match", 0.5), ("measures", "length", 14.0))
+    ]
+    both = [*samples(["C", "I"]), *samples(["I", "I"], epoch=2)]
+    reduced = {"match": [1.0, 0.0], "measures": [{"length": 15}, {"length": 13}]}
+    reductions = [
+        {
+            "scorer": scorer,
+            "reducer": "max",
+            # in an order of their own, and one of no document
+            "samples": [{"sample_id": i + 1, "value": value} for i, value in reversed([*enumerate(values), (7, 1.0)])],
+        }
+        for scorer, values in reduced.items()
+    ]
+    if form == "json":
+        more = {"results": {"scores": entries}, "samples": both, "reductions": reductions}
+        write_json(tmp_path / "log.json", ["C", "I"], **more)
+    else:
+        files = {"header.json": header(["C", "I"], results={"scores": entries}), "reductions.json": reductions}
+        files |= {f"samples/{one['id']}_epoch_{one['epoch']}.json": one for one in both}
+        write_deflated(tmp_path / "log.eval", {name: json.dumps(value).encode() for name, value in files.items()})
+    found = one_run(tmp_path).tasks[0].samples
+    by_filter: dict[str, list[Any]] = {"match (max)": [], "length (max)": []}
+    for document, outcome in zip(found.documents, found.outcomes, strict=True):
+        by_filter[document.filter].append(outcome.scores["mean"].value)
+    assert by_filter == {"match (max)": [1.0, 0.0], "length (max)": [15.0, 13.0]}
+
+
+@pytest.mark.parametrize("odd", [7, [None], [{"scorer": "match", "reducer": "max", "samples": 3}], [{"samples": [1]}]])
+def test_reductions_of_any_shape_land(tmp_path: Path, odd: Any) -> None:
+    entries = [{"name": "match", "reducer": "max", "metrics": {"mean": {"name": "mean", "value": 0.5}}}]
+    run = one_run(write_json(tmp_path / "log.json", ["C"], results={"scores": entries}, reductions=odd))
+    assert [outcome.scores["mean"].value for outcome in run.tasks[0].samples.outcomes] == [None]
+
+
 def test_runs_of_one_harness_are_paired_by_document(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", ["C"] * 60, stats={"started_at": "2025-03-01T00:00:00+00:00"})
     write_json(tmp_path / "b.json", ["C"] * 30 + ["I"] * 30)
