@@ -56,7 +56,12 @@ def _follow(folder: Path, wanted: Sequence[State]) -> None:
     ]
     if table:
         st.dataframe(
-            [_shown(row) for row in table[:MOST_ROWS]], hide_index=True, placeholder="", width="stretch", key="cells"
+            [_shown(row) for row in table[:MOST_ROWS]],
+            column_config={"Seconds": st.column_config.NumberColumn(format="%.1f")},
+            hide_index=True,
+            placeholder="",
+            width="stretch",
+            key="cells",
         )
         if len(table) > MOST_ROWS:
             st.caption(f"The first {MOST_ROWS:,} of {len(table):,} cells; the download has all.")
