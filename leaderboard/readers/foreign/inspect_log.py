@@ -35,7 +35,7 @@ _LOCAL = ("hf/", "vllm/", "sglang/")  # providers whose models are called as on 
 _LONGEST_TEXT = 2**20
 
 
-class _Place(NamedTuple):
+class _ScorePlace(NamedTuple):
     """Where a sample has a score: the scorer, and the name in its value where that is a mapping. reduced: by document,
     what another reducer than the mean made of its epochs.
     """
@@ -168,7 +168,7 @@ def _entries(header: dict[str, Any]) -> list[dict[str, Any]]:
     return [mapping(entry) for entry in entries] if isinstance(entries, list) else []
 
 
-def _places(header: dict[str, Any], reductions: Any) -> dict[str, _Place]:
+def _places(header: dict[str, Any], reductions: Any) -> dict[str, _ScorePlace]:
     """By filter, where a sample has its score; without those that only reductions that are not there would tell."""
     told: dict[tuple[str, str | None], dict[str, Any]] = {}
     for one in map(mapping, reductions if isinstance(reductions, list) else []):
@@ -182,7 +182,7 @@ def _places(header: dict[str, Any], reductions: Any) -> dict[str, _Place]:
         scorer = optional_text(entry.get("scorer")) or name
         reduced = None if _is_mean(entry) else told.get((scorer, optional_text(entry.get("reducer"))))
         if reduced is not None or _is_mean(entry):
-            places[_filter(entry)] = _Place(scorer, name, reduced)
+            places[_filter(entry)] = _ScorePlace(scorer, name, reduced)
     return places
 
 
@@ -211,7 +211,9 @@ def _task(
     )
 
 
-def _documents(samples: Iterable[Any], metrics: dict[str, str], places: dict[str, _Place]) -> Iterator[ForeignSample]:
+def _documents(
+    samples: Iterable[Any], metrics: dict[str, str], places: dict[str, _ScorePlace]
+) -> Iterator[ForeignSample]:
     """One sample a document: the mean of its epochs' scores, or what was made of them. metrics: filter -> the metric
     that is a mean over documents; places: filter -> where a sample has its score.
     """
@@ -241,7 +243,7 @@ def _completion(entry: dict[str, Any]) -> str | None:
     return content[:_LONGEST_TEXT] if isinstance(content, str) else None
 
 
-def _of_document(place: _Place | None, epochs: list[dict[str, Any]]) -> float | None:
+def _of_document(place: _ScorePlace | None, epochs: list[dict[str, Any]]) -> float | None:
     """The score of one document. epochs: its samples."""
     if place is None:
         return None
@@ -250,7 +252,7 @@ def _of_document(place: _Place | None, epochs: list[dict[str, Any]]) -> float | 
     return _value(place, {place.scorer: place.reduced.get(canonical(epochs[0]["id"]))})
 
 
-def _value(place: _Place, by_scorer: dict[str, Any]) -> float | None:
+def _value(place: _ScorePlace, by_scorer: dict[str, Any]) -> float | None:
     value = mapping(by_scorer.get(place.name, by_scorer.get(place.scorer))).get("value")
     if isinstance(value, dict):
         value = value.get(place.name)
