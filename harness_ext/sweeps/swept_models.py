@@ -7,6 +7,7 @@ the schema tells it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _OWN = ("pretrained", "dtype", "revision")
 """Arguments that stand beside model_args."""
 _DEFAULT = "hf"
 _EDITED = RECIPE_BACKENDS | ENGINES.keys()
+_PIECES = tuple(name for engine in ENGINES.values() for name in engine.gpus)
+"""Arguments that say over how many GPUs an engine spreads a model, and how many copies of it there are."""
 
 
 def models_in(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -107,11 +110,13 @@ def _of_arguments(backend: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def _of_sizes(place: str, model: Mapping[str, Any]) -> Iterator[str]:
-    arguments = model.get("model_args")
-    pieces = arguments.get("tensor_parallel_size", 1) if isinstance(arguments, Mapping) else 1
-    gpus = model.get("gpus", 1)
-    if isinstance(pieces, int) and isinstance(gpus, int) and pieces > gpus:
-        yield f"{place}.gpus: {gpus} are fewer than tensor_parallel_size={pieces} needs"
+    arguments, gpus = model.get("model_args"), model.get("gpus", 1)
+    given = {name: arguments[name] for name in _PIECES if name in arguments} if isinstance(arguments, Mapping) else {}
+    if not given or not all(isinstance(number, int) for number in (gpus, *given.values())):
+        return
+    if math.prod(given.values()) > gpus:
+        asked = " times ".join(f"{name}={number}" for name, number in given.items())
+        yield f"{place}.gpus: {gpus} are fewer than {asked} needs"
 
 
 def _of_places(place: str, model: Mapping[str, Any]) -> Iterator[str]:

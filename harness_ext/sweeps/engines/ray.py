@@ -22,9 +22,11 @@ from harness_ext.errors import UserError
 from harness_ext.storage.whole_files import write_whole
 from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
 from harness_ext.sweeps.worker import call
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, OUTPUT
+from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, MANIFEST, OUTPUT
 
 _THREADS = "OMP_NUM_THREADS"
+_RECORDS = (JOB, OUTPUT, MANIFEST, ENDED)
+"""The last says that the others are whole."""
 
 
 def work(folder: str, asked: str, environment: str) -> str:
@@ -40,9 +42,14 @@ def work(folder: str, asked: str, environment: str) -> str:
         call(folder, environment)
         return "{}"
     with tempfile.TemporaryDirectory(prefix="lm-eval-sweep-") as own:
-        (Path(own) / ASKED).write_text(asked, encoding="utf-8")
+        here = json.loads(asked)
+        # What the command is to leave in the job's folder, such as its manifest, comes back with the records.
+        here["command"] = [
+            own + word.removeprefix(folder) if Path(folder) in Path(word).parents else word for word in here["command"]
+        ]
+        (Path(own) / ASKED).write_text(json.dumps(here), encoding="utf-8")
         call(own, environment)
-        left = [Path(own) / name for name in (JOB, OUTPUT, ENDED)]
+        left = [Path(own) / name for name in _RECORDS]
         return json.dumps({path.name: path.read_text(errors="replace") for path in left if path.exists()})
 
 
@@ -129,6 +136,6 @@ class RayEngine:
             records = json.loads(self._ray.get(reference))
         except self._ray.exceptions.RayError:
             return
-        for name in (JOB, OUTPUT, ENDED):
+        for name in _RECORDS:
             if name in records:
                 write_whole(job.folder / name, records[name])

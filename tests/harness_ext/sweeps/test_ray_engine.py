@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -71,14 +72,16 @@ def test_a_cell_that_is_cancelled_and_one_whose_worker_is_killed(engine: RayEngi
 
 
 def test_records_of_a_machine_that_does_not_see_the_folder(engine: RayEngine, tmp_path: Path) -> None:
-    engine.submit([job(tmp_path / "a", "print('far')")])
+    cell = job(tmp_path / "a", "import sys; print('far'); open(sys.argv[1], 'w').write('{}')")
+    engine.submit([replace(cell, command=(*cell.command, str(tmp_path / "a" / MANIFEST)))])
     # As from the other machine: the folder is not there.
     shutil.move(tmp_path / "a", tmp_path / "moved")
     records = json.loads(work(str(tmp_path / "a"), (tmp_path / "moved" / ASKED).read_text(), "{}"))
-    assert records.keys() == {"job.json", "output.log", "ended.json"} and records["output.log"] == "far\n"
+    assert records.keys() == {"job.json", "output.log", "manifest.json", "ended.json"}
+    assert (records["output.log"], records["manifest.json"]) == ("far\n", "{}") and not (tmp_path / "a").exists()
     (tmp_path / "a").mkdir()
     drain(engine, SECONDS)
-    assert ended(tmp_path / "a")["exit_code"] == 0
+    assert ended(tmp_path / "a")["exit_code"] == 0 and (tmp_path / "a" / MANIFEST).read_text() == "{}"
 
 
 def test_more_gpus_than_any_machine_has(engine: RayEngine, tmp_path: Path) -> None:

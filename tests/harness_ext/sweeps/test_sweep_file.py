@@ -63,12 +63,29 @@ def test_ten_mistakes_are_told_at_once() -> None:
             {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"tensor_parallel_size": 4}}]},
             "models.0.gpus: 1 are fewer than tensor_parallel_size=4 needs",
         ),
+        (
+            {
+                "models": [
+                    {
+                        "pretrained": "x",
+                        "model": "vllm",
+                        "gpus": 2,
+                        "model_args": {"tensor_parallel_size": 2, "data_parallel_size": 2},
+                    }
+                ]
+            },
+            "models.0.gpus: 2 are fewer than tensor_parallel_size=2 times data_parallel_size=2 needs",
+        ),
         ({"models": [{"pretrained": "demo", "gpus": True}]}, "models.0.gpus: should be a number (found true)"),
         ({"recipes": [f"svd:keep.rank=[{','.join(map(str, range(1, 200)))}],seed=[{'1,' * 199}2]"]}, "at most 10,000"),
     ],
 )
 def test_what_only_the_whole_file_shows(changes: dict[str, Any], told: str) -> None:
     assert any(told in line for line in mistakes(**changes))
+
+
+def test_a_model_may_do_without_a_gpu() -> None:
+    assert sweep_from({**PLAIN, "models": [{"pretrained": "demo", "gpus": 0}]}, "sweep.yaml").models[0].gpus == 0
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:
