@@ -25,7 +25,7 @@ from harness_ext.recipe.recipe import (
     refuse_several,
     shipped_names,
 )
-from harness_ext.recipe.schema import HEAL, Step, component_of, described
+from harness_ext.recipe.schema import HEAL, Step, described, takes_units
 from harness_ext.storage.rundir import searched_on
 from leaderboard.readers.receipt import FACTORS
 
@@ -104,10 +104,10 @@ def why_not(name: str, recipe: Recipe) -> str | None:
             return "the recipe learns from texts alone, and not from which answer is right"
         return None
     own = parse_recipe(name)
-    takes_units = [bool(component_of(step)) for step in recipe.steps]
-    if own.name == RANDOM_SUBSPACE and any(takes_units) and not all(takes_units):
+    whole = [takes_units(step) for step in recipe.steps]
+    if own.name == RANDOM_SUBSPACE and any(whole) and not all(whole):
         return "some of its steps take units away and others cut ranks; control each in a recipe of its own"
-    if own.name not in (RANDOM_SUBSPACE, IDENTITY) and any(takes_units) and _method(own).takes_keep:
+    if own.name not in (RANDOM_SUBSPACE, IDENTITY) and any(whole) and _method(own).takes_keep:
         return (
             "the recipe takes whole units away, which leaves no rank to meet; random-subspace, which draws the units at"
             " random, and noise can be its controls"
@@ -122,8 +122,8 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
         return _with_shuffled_labels(recipe)
     label = f"{recipe.label}+{name}"
     own = parse_recipe(name)
-    if own.name == RANDOM_SUBSPACE and any(component_of(step) for step in recipe.steps):
-        return _with_random_units(recipe, label)
+    if own.name == RANDOM_SUBSPACE and any(takes_units(step) for step in recipe.steps):
+        return _with_random_units(recipe, receipt, label)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
         data = {
             "name": own.name,
@@ -143,9 +143,12 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
     return recipe_from(data, origin=label, label=label)
 
 
-def _with_random_units(recipe: Recipe, label: str) -> Recipe:
-    """The recipe with its units drawn at random."""
-    steps = [{**step.model_dump(mode="json", exclude_none=True), "ranking": "random"} for step in recipe.steps]
+def _with_random_units(recipe: Recipe, receipt: Mapping[str, Any], label: str) -> Recipe:
+    """The recipe with its units drawn at random: as many in every layer as a search gave it."""
+    found = {record["step"]: record["chosen"] for record in receipt.get("searches", [])}
+    own = [step.model_dump(mode="json", exclude_none=True) for step in recipe.steps]
+    made = [one for number, step in enumerate(own) for one in found.get(number, [step])]
+    steps = [{**step, "ranking": "random"} for step in made]
     summary = f"{recipe.summary.rstrip('.')}. Control: as many units drawn at random, everything else alike."
     data = {"name": RANDOM_SUBSPACE, "summary": summary, "source": recipe.source, "steps": steps}
     return recipe_from(data, origin=label, label=label)

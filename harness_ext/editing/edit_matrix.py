@@ -88,7 +88,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     edit = _edited(context, matrix, weight, statistics, keep)
     _require_finite_edit(edit, matrix)
     stored = _write(weights, step, matrix, edit)
-    shift = edit.bias_shift if edit.bias_shift is not None and bool(edit.bias_shift.any()) else None
+    shift = _shift(weights, matrix, edit)
     if shift is not None:
         weights.shift_bias(matrix, shift)
     change = _change(weight, weights.values(matrix))
@@ -104,7 +104,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         started,
         rank_after=min([edit.rank, *cut.values()]),
         bias_shift=shift is not None,
-        parameters_before=matrix.shape[0] * matrix.shape[1],
+        parameters_before=matrix.shape[0] * _row_of(matrix, edit),
         parameters_after=_parameters_after(step, matrix, edit, stored),
         fallback=edit.fallback or context.model.decomposer.fallback_of(weight),
         decomposition=edit.decomposition or (SVD if _is_decomposed(described) else None),
@@ -114,7 +114,8 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         **_sharing(step, statistics),
         **cut,
     )
-    return EditedMatrix(record, seen, _shift_size(shift, seen), after, _edited_beside(context, matrix, edit))
+    size = None if isinstance(edit, ComponentEdit) else _shift_size(shift, seen)
+    return EditedMatrix(record, seen, size, after, _edited_beside(context, matrix, edit))
 
 
 def _record(
@@ -144,10 +145,28 @@ def _record(
 
 def _kept(matrix: Matrix, edit: AnyEdit) -> dict[str, int]:
     """What a record says of lost rows and columns; nothing where none are lost."""
-    if not isinstance(edit, ComponentEdit):
-        return {}
-    left = zip(("rows_kept", "columns_kept"), (edit.rows, edit.columns), matrix.shape, strict=True)
+    return _fewer(matrix, edit.rows, edit.columns) if isinstance(edit, ComponentEdit) else {}
+
+
+def _fewer(matrix: Matrix, rows: int | None, columns: int | None) -> dict[str, int]:
+    left = zip(("rows_kept", "columns_kept"), (rows, columns), matrix.shape, strict=True)
     return {name: count for name, count, full in left if count is not None and count < full}
+
+
+def _shift(weights: Weights, matrix: Matrix, edit: AnyEdit) -> Tensor | None:
+    """By what a bias is moved, `[m]`; None where it stays."""
+    shift = edit.bias_shift
+    if isinstance(edit, ComponentEdit) and edit.bias is not None:
+        bias = weights.bias_of(matrix)
+        assert bias is not None, "no bias is made of none"
+        shift = edit.bias - bias
+    return shift if shift is not None and bool(shift.any()) else None
+
+
+def _row_of(matrix: Matrix, edit: AnyEdit) -> int:
+    """The numbers of one row of a matrix: with its part of the bias where rows take that along."""
+    takes_bias = isinstance(edit, ComponentEdit) and edit.bias is not None and (edit.rows or 0) < matrix.shape[0]
+    return matrix.shape[1] + takes_bias
 
 
 def _edited_beside(context: StepContext, matrix: Matrix, edit: AnyEdit) -> tuple[EditedMatrix, ...]:
@@ -163,25 +182,25 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
     weights = context.model.weights
     weight, bias = weights.read(matrix), weights.bias_of(matrix)
     before = weights.digest_of(matrix.parameter, matrix.expert)
-    rows, columns = matrix.shape
-    if edit.rows < rows:
+    (rows, columns), kept = matrix.shape, edit.columns if edit.columns is not None else matrix.shape[1]
+    if (edit.rows, kept) != matrix.shape:
         weights.replace(matrix, edit.values)
     shift = edit.bias - bias if edit.bias is not None and bias is not None else None
     if shift is not None and bool(shift.any()):
         weights.shift_bias(matrix, shift)
     change = _change(weight, weights.values(matrix))
-    width = columns + (0 if bias is None else 1)
+    added = int(edit.bias is not None and edit.rows < rows)
     record = _record(
         context,
         matrix,
         change,
         before,
         started,
-        rank_after=min(edit.rows, columns),
+        rank_after=min(edit.rows, kept),
         bias_shift=shift is not None and bool(shift.any()),
-        parameters_before=rows * width,
-        parameters_after=edit.rows * width,
-        **({"rows_kept": edit.rows} if edit.rows < rows else {}),
+        parameters_before=rows * (columns + added),
+        parameters_after=edit.rows * (kept + added),
+        **_fewer(matrix, edit.rows, edit.columns),
     )
     return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert))
 
@@ -193,11 +212,11 @@ def _feeders(context: StepContext, matrix: Matrix) -> dict[str, Matrix]:
 
 
 def _component(context: StepContext, matrix: Matrix) -> Component:
-    """The matrices that feed this one, as they are now."""
+    """The other matrices of the component, as they are now, and all biases."""
     weights, feeders = context.model.weights, _feeders(context, matrix)
     for other in feeders.values():
         require_finite(weights, other)
-    biases = {role: weights.bias_of(other) for role, other in feeders.items()}
+    biases = {other.role or "": weights.bias_of(other) for other in (matrix, *feeders.values())}
     return Component(
         {role: weights.read(other) for role, other in feeders.items()},
         {role: bias for role, bias in biases.items() if bias is not None},
@@ -253,7 +272,7 @@ def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) ->
     dense = matrix.shape[0] * matrix.shape[1]
     if isinstance(edit, ComponentEdit):
         rows, columns = matrix.shape
-        return (edit.rows or rows) * (edit.columns or columns)
+        return (edit.rows or rows) * ((edit.columns or columns) + _row_of(matrix, edit) - columns)
     if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
         return edit.numbers
     return dense if step.factored and stored == DENSE else stored_parameters(matrix.shape, edit.rank)
@@ -297,7 +316,7 @@ def _arguments(context: StepContext, matrix: Matrix, weight: Tensor, keep: Noted
         "component": lambda: _component(context, matrix),
     }
     asked = registered_methods()[step.method].engine_arguments
-    return {**step.parameters, **{name: make() for name, make in makers.items() if name in asked}}
+    return {**step.parameters_of(matrix.key), **{name: make() for name, make in makers.items() if name in asked}}
 
 
 def decompose(decomposer: Decomposer, weight: Tensor, matrix: Matrix) -> Svd:

@@ -31,7 +31,7 @@ from harness_ext.model.layout import Matrix, inferred_note
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Calibration, Step, component_of
+from harness_ext.recipe.schema import Calibration, Step, components_among
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.trainer import check_trainable
@@ -204,7 +204,7 @@ def _measured_losses(before: Mapping[str, TaskLoss], after: Mapping[str, TaskLos
 def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
     matrices = weights.layout.select(step)
     weights.check_editable(matrices)
-    check_components(weights.layout, matrices, component_of(step))
+    check_components(weights.layout, components_among(step, matrices))
     if step.is_search:
         check_searchable(matrices)
         weights.check_dense(matrices)

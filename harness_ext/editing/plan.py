@@ -27,7 +27,7 @@ from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, component_of, described
+from harness_ext.recipe.schema import Step, component_of, components_among, described
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def _healed(own: Sequence[PlannedMatrix], earlier: Sequence[PlannedMatrix]) -> l
 
 def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     matrices = layout.select(step)
-    check_components(layout, matrices, component_of(step))
+    check_components(layout, components_among(step, matrices))
     if not step.is_search:
         check_experts(step, matrices)
     if step.trains:
@@ -341,16 +341,19 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
 
 def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> int:
     """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
-    its bias, of the others.
+    its bias, of the others; of values that are mixed by themselves the other way round.
     """
     kind = component_of(step)
     if kind is None:
         return 0
 
     def lost(role: str, total: int) -> int:
-        return lost_of(layout, kind, role, total, step.parameters["unit_fraction"])
+        return lost_of(layout, kind, role, total, step.parameters_of(matrix.key)["unit_fraction"])
 
     feeders, (rows, columns) = feeders_of(layout, matrix, kind), matrix.shape
+    if kind == "unattended":
+        reading, reads = feeders["o_proj"].shape
+        return (columns + (matrix.bias in loaded.tensors)) * lost("v_proj", rows) + reading * lost("o_proj", reads)
     beside = sum(
         lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items()
     )

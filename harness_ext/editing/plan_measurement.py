@@ -141,9 +141,9 @@ def scaled(shape: Shape, side: int) -> Shape:
 
 
 def _scaled_step(step: Step, key: str, shape: Shape, tried: Shape) -> Step:
-    """The step with its ranks in proportion."""
+    """The step with its ranks in proportion, and with the share of this matrix alone."""
     if step.keep is None:
-        return step
+        return step.model_copy(update=step.parameters_of(key))
     keep = step.keep.of(key)
     if keep.rank is not None:
         keep = keep.model_copy(update={"rank": min(*tried, round(keep.rank * min(tried) / min(shape)))})
@@ -185,7 +185,7 @@ def _component_edited(context: StepContext, shape: Shape, statistics: Mapping[st
     """
     matrix, step = Matrix(_NAME, shape), context.step
     weight, method = context.model.weights.read(matrix), registered_methods()[step.method]
-    total = shape[0] if method.component == "scores" else shape[1]
+    total = shape[0] if method.component in ("scores", "unattended") else shape[1]
     width = total if total % _HEAD else _HEAD
     heads = Heads(total // width, total // width, width)
     feeding = weight if method.component == "scores" else weight.T.contiguous()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 class Component(NamedTuple):
     """The other matrices of a component, by role. weights: `[out, in]`, in fp32. biases: `[out]`, of those that have
-    one. heads: the attention geometry, None where it is unknown. rotated: whether queries and keys are rotated by their
-    positions, coordinate i of a head together with i + d/2.
+    one, and of the matrix that the step names. heads: the attention geometry, None where it is unknown. rotated:
+    whether queries and keys are rotated by their positions, coordinate i of a head together with i + d/2.
     """
 
     weights: Mapping[str, Tensor]
@@ -32,27 +32,31 @@ class Component(NamedTuple):
 
 
 class MatrixBeside(NamedTuple):
-    """What becomes of another matrix of the component. values: `[m, n]`, zero where rows were taken away. rows: how
-    many are left. bias: `[m]`, what its bias becomes, None where it has none.
+    """What becomes of another matrix of the component. values: `[m, n]`, zero where rows, or columns, were taken away.
+    rows, columns: how many are left, None for all columns. bias: `[m]`, what its bias becomes, None where it stays or
+    there is none.
     """
 
     values: Tensor
     rows: int
     bias: Tensor | None = None
+    columns: int | None = None
 
 
 @dataclass(frozen=True)
 class ComponentEdit(DenseEdit):
     """What becomes of a component. values: `[m, n]`, of the matrix that the step names, zero where columns, or rows,
-    were taken away. columns, rows: how many of either are left, None for all. beside: the others, by role.
+    were taken away. columns, rows: how many of either are left, None for all. bias: `[m]`, what its bias becomes where
+    it loses as many numbers as there are rows less, None where it stays or there is none. beside: the others, by role.
     """
 
     columns: int | None = field(default=None, kw_only=True)
     rows: int | None = field(default=None, kw_only=True)
+    bias: Tensor | None = field(default=None, kw_only=True)
     beside: Mapping[str, MatrixBeside] = field(kw_only=True)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
         """Every tensor of the edit."""
         others = [part for one in self.beside.values() for part in (one.values, one.bias) if part is not None]
-        return (self.values, *others)
+        return (self.values, *others) if self.bias is None else (self.values, self.bias, *others)

@@ -7,9 +7,11 @@ Of a head, `y = W_o (sum_t p_t v_t)`, with a the attended values in the brackets
     W_o' = U_r s_r = W_o L V_r        W_v' = V_r^T L^-1 W_v        b_v' = V_r^T L^-1 b_v
 
 leaves the least error of the head's output at r dimensions, `sum_{i > r} s_i^2` (A3, arXiv:2505.12942; that its moment
-is that of attended values is our reading). Only `[d, d]` matrices are decomposed. Heads that share a value are reduced
-together: one decomposition of the stacked `[W_o1 L; ...; W_oG L]`, C the mean of theirs (ours), since they must share
-V_r. The ridge adds to C.
+is that of attended values is our reading). MoDeGPT (arXiv:2408.09632) takes the values before they are attended to, so
+that C is the mean of `v v^T`, `v = W_v x + b_v`, and the error that of `W_o v`: with R the mean of `x x^T` that is the
+decomposition of `W_o W_v R^1/2`, at the same optimum. Only `[d, d]` matrices are decomposed. Heads that share a value
+are reduced together: one decomposition of the stacked `[W_o1 L; ...; W_oG L]` (ours), C the mean of theirs where they
+are attended, since they must share V_r. The ridge adds to C.
 
 Of all pairs with this product, that one is made whose new values are an orthonormal mixture of the old ones, the
 nearest to the first r of them (ours): whitened values, and weights as much larger or smaller, would waste half
@@ -18,7 +20,7 @@ precision.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -29,6 +31,11 @@ from harness_ext.model.components import left_of
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from harness_ext.model.geometry import Heads
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Ridge = Annotated[float, Field(gt=0)]
+
 
 @method(summary="Mix the values of each attention head into fewer dimensions.", component="values")
 def mix_values(
@@ -38,11 +45,11 @@ def mix_values(
     component: Component,
     input_second_moment: Tensor,
     generator: Generator,
-    unit_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8,
+    unit_fraction: Share = 0.8,
     ranking: Literal["leading", "random"] = "leading",
-    ridge: Annotated[float, Field(gt=0)] = 1e-4,
+    ridge: Ridge = 1e-4,
 ) -> ComponentEdit:
-    """The same share of dimensions in every head; see the module.
+    """The same share of dimensions in every head, by attended values; see the module.
 
     input_second_moment: `[n, n]`, of the input of `o_proj`, of which each head's own block is used. unit_fraction:
     `floor` of that share of a head's dimensions stays, and one at least. ranking: `random` takes random directions of
@@ -50,32 +57,115 @@ def mix_values(
     """
     import torch
 
-    heads, values, bias = component.heads, component.weights["v_proj"], component.biases.get("v_proj")
-    assert heads is not None, "components of values are those of known heads"
-    width, serves = heads.width, heads.queries // heads.key_values
-    rank = left_of(width, unit_fraction)
-    if rank == width:
-        beside = {"v_proj": MatrixBeside(values, len(values), bias)}
-        return ComponentEdit(weight, unchanged=True, columns=weight.shape[1], beside=beside)
-    read, made = torch.zeros_like(weight), torch.zeros_like(values)
-    shifted = None if bias is None else torch.zeros_like(bias)
-    for group in range(heads.key_values):
-        own = slice(group * width, (group + 1) * width)
-        places = [slice(head * width, (head + 1) * width) for head in range(group * serves, (group + 1) * serves)]
-        moment = sum(
-            (input_second_moment[place, place].double() for place in places), start=weight.new_zeros(()).double()
-        )
-        root = _root(moment.to(weight.device) / serves, ridge)
-        stacked = torch.cat([weight[:, place].double() for place in places]) @ root
-        directions = _directions(stacked, rank, generator if ranking == "random" else None)
-        back, turned = _orthonormal(torch.linalg.solve_triangular(root.T, directions, upper=True))
-        for place, part in zip(places, (stacked @ directions @ turned).chunk(serves), strict=True):
-            read[:, place.start : place.start + rank] = part.to(weight)
-        made[own.start : own.start + rank] = (back @ values[own].double()).to(values)
-        if shifted is not None and bias is not None:
-            shifted[own.start : own.start + rank] = (back @ bias[own].double()).to(bias)
-    beside = {"v_proj": MatrixBeside(made, rank * heads.key_values, shifted)}
-    return ComponentEdit(read, columns=rank * heads.queries, beside=beside)
+    assert component.heads is not None, "components of values are those of known heads"
+    values = _Values(weight, component.weights["v_proj"], component.biases.get("v_proj"), component.heads)
+    rank = left_of(values.heads.width, unit_fraction)
+    blocks = [input_second_moment[place, place].double() for place in values.places]
+    moments = torch.stack(blocks).unflatten(0, (values.heads.key_values, -1)).mean(1).to(weight.device)
+    made = values.mixed(moments, rank, ridge, generator if ranking == "random" else None)
+    beside = MatrixBeside(made.made, rank * values.heads.key_values, made.bias)
+    return ComponentEdit(
+        made.read,
+        unchanged=rank == values.heads.width,
+        columns=rank * values.heads.queries,
+        beside={"v_proj": beside},
+    )
+
+
+@method(
+    summary="Mix each head's values into fewer dimensions, by their sizes before attention.", component="unattended"
+)
+def mix_unattended_values(
+    weight: Tensor,
+    /,
+    *,
+    component: Component,
+    input_second_moment: Tensor,
+    input_mean_with_sinks: Tensor,
+    generator: Generator,
+    unit_fraction: Share = 0.8,
+    ranking: Literal["leading", "random"] = "leading",
+    ridge: Ridge = 1e-4,
+) -> ComponentEdit:
+    """As `mix_values`, by the values of single tokens; see the module. weight: that of the values.
+
+    input_second_moment `[n, n]`, input_mean_with_sinks `[n]`: of the input of the values.
+    """
+    assert component.heads is not None, "components of values are those of known heads"
+    values = _Values(component.weights["o_proj"], weight, component.biases.get("v_proj"), component.heads)
+    rank = left_of(values.heads.width, unit_fraction)
+    inputs = input_second_moment.double().to(weight.device), input_mean_with_sinks.double().to(weight.device)
+    made = values.mixed(values.moments(*inputs), rank, ridge, generator if ranking == "random" else None)
+    beside = MatrixBeside(made.read, len(made.read), columns=rank * values.heads.queries)
+    return ComponentEdit(
+        made.made,
+        unchanged=rank == values.heads.width,
+        rows=rank * values.heads.key_values,
+        bias=made.bias,
+        beside={"o_proj": beside},
+    )
+
+
+class _Mixed(NamedTuple):
+    """What becomes of them: `W_o'` `[m, q d]` and `W_v'` `[k d, n]`, zero where dimensions went, and b_v' `[k d]`."""
+
+    read: Tensor
+    made: Tensor
+    bias: Tensor | None
+
+
+class _Values(NamedTuple):
+    """The values of an attention of q query heads and k value heads, d wide. read: `W_o`, `[m, q d]`; made: `W_v`,
+    `[k d, n]`; bias: b_v, `[k d]`, None where there is none.
+    """
+
+    read: Tensor
+    made: Tensor
+    bias: Tensor | None
+    heads: Heads
+
+    @property
+    def places(self) -> list[slice]:
+        """The columns of `W_o` that belong to each query head."""
+        width = self.heads.width
+        return [slice(head * width, (head + 1) * width) for head in range(self.heads.queries)]
+
+    def moments(self, moment: Tensor, mean: Tensor) -> Tensor:
+        """The mean of `v v^T` of every value head, `[k, d, d]`, from the inputs' second moment `[n, n]` and mean
+        `[n]`.
+        """
+        made = self.made.double().unflatten(0, (self.heads.key_values, -1))
+        squares = made @ moment @ made.mT
+        if self.bias is None:
+            return squares
+        bias = self.bias.double().unflatten(0, (self.heads.key_values, -1))
+        crossed = (made @ mean)[:, :, None] * bias[:, None]
+        return squares + crossed + crossed.mT + bias[:, :, None] * bias[:, None]
+
+    def mixed(self, moments: Tensor, rank: int, ridge: float, generator: Generator | None) -> _Mixed:
+        """Every head in so many dimensions, the same for heads that share values; themselves where that is all.
+        moments: C of every value head, `[k, d, d]`. generator: draws directions at random, where there is one.
+        """
+        import torch
+
+        width, serves = self.heads.width, self.heads.queries // self.heads.key_values
+        if rank == width:
+            return _Mixed(self.read, self.made, self.bias)
+        read, made = torch.zeros_like(self.read), torch.zeros_like(self.made)
+        shifted = None if self.bias is None else torch.zeros_like(self.bias)
+        for group, moment in enumerate(moments):
+            own = slice(group * width, (group + 1) * width)
+            places = self.places[group * serves : (group + 1) * serves]
+            root = _root(moment, ridge)
+            stacked = torch.cat([self.read[:, place].double() for place in places]) @ root
+            directions = _directions(stacked, rank, generator)
+            back, turned = _orthonormal(torch.linalg.solve_triangular(root.T, directions, upper=True))
+            for place, part in zip(places, (stacked @ directions @ turned).chunk(serves), strict=True):
+                read[:, place.start : place.start + rank] = part.to(read)
+            made[own.start : own.start + rank] = (back @ self.made[own].double()).to(made)
+            if shifted is not None and self.bias is not None:
+                shifted[own.start : own.start + rank] = (back @ self.bias[own].double()).to(shifted)
+        return _Mixed(read, made, shifted)
 
 
 def _root(moment: Tensor, ridge: float) -> Tensor:

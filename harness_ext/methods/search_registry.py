@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +67,8 @@ class Search:
     raised when the same settings find other edits, as a method's is.
 
     among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where
-    that is none.
+    that is none. components: of a search for steps that take whole units away, the kinds of components that it knows,
+    each by the role of the matrix that stands for one.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Search:
     engine_arguments: frozenset[str] = frozenset()
     needs: str = "labelled documents"
     revision: int = 1
+    components: Mapping[str, str] = field(default_factory=dict)
 
 
 def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> int:
@@ -148,6 +150,18 @@ def search(
             among,
             revision=revision,
         )
+        return function
+
+    return register
+
+
+def of_components(kinds: Mapping[str, str]) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
+    """Say of a registered search, above its decorator, that the steps it finds take whole units away; kinds: see
+    `Search.components`.
+    """
+
+    def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
+        _registry[function.__name__] = replace(_registry[function.__name__], components=kinds)
         return function
 
     return register

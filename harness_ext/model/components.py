@@ -6,7 +6,7 @@ that reads. Whether a model's matrices fit together so is told from roles, names
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from harness_ext.errors import UserError
@@ -14,8 +14,9 @@ from harness_ext.model.layout import Layout, Matrix, check_not_shared
 
 
 class ComponentKind(NamedTuple):
-    """reader: the role that a step names. feeders: the roles that feed it; those of `optional` may be missing. what: a
-    component in words.
+    """reader: the role that a step names. feeders: the other roles; those of `optional` may be missing. what: a
+    component in words. Mostly the one named reads what the others make; keys stand beside queries, and values that are
+    mixed by themselves before what reads them.
     """
 
     reader: str
@@ -28,6 +29,7 @@ COMPONENTS = {
     "mlp": ComponentKind("down_proj", ("gate_proj", "up_proj"), frozenset({"gate_proj"}), "the MLP of a layer"),
     "scores": ComponentKind("k_proj", ("q_proj",), frozenset(), "the queries and keys of an attention"),
     "values": ComponentKind("o_proj", ("v_proj",), frozenset(), "the values of an attention"),
+    "unattended": ComponentKind("v_proj", ("o_proj",), frozenset(), "the values of an attention"),
 }
 
 
@@ -52,8 +54,8 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
         )
     if matrix.role != known.reader or matrix.head is not None:
         raise UserError(
-            f"{matrix.key}: this method edits {known.what} as a whole, and is given the matrix that reads what the"
-            f" others make: set matrices=[{known.reader}]"
+            f"{matrix.key}: this method edits {known.what} as a whole, and is given one matrix of it for all: set"
+            f" matrices=[{known.reader}]"
         )
     own = [
         other
@@ -73,6 +75,8 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
     check_not_shared([matrix, *found.values()], "what feeds it differs from layer to layer")
     if kind == "values":
         _check_heads(layout, matrix.key, matrix.shape[1], found["v_proj"])
+    elif kind == "unattended":
+        _check_heads(layout, found["o_proj"].key, found["o_proj"].shape[1], matrix)
     elif kind == "scores":
         _check_heads(layout, found["q_proj"].key, found["q_proj"].shape[0], matrix)
         _check_coordinates(layout, matrix)
@@ -97,10 +101,9 @@ def lost_of(layout: Layout, kind: str, role: str, total: int, fraction: float) -
     return total - groups * pair * left_of(total // groups // pair, fraction)
 
 
-def check_components(layout: Layout, matrices: Sequence[Matrix], kind: str | None) -> None:
-    """Raise UserError naming the first matrix that reads from no component of this kind; kind: None asks for none."""
-    for matrix in matrices if kind is not None else ():
-        assert kind is not None
+def check_components(layout: Layout, pairs: Iterable[tuple[Matrix, str]]) -> None:
+    """Raise UserError naming the first matrix that stands for no component of its kind."""
+    for matrix, kind in pairs:
         feeders_of(layout, matrix, kind)
 
 
@@ -121,12 +124,12 @@ def _check_coordinates(layout: Layout, keys: Matrix) -> None:
     if normalised:
         raise UserError(
             f"{keys.key}: queries and keys are normalised ({normalised[0]}), so that the others would change with every"
-            " coordinate that goes; leave this step out"
+            " coordinate that goes; leave this step, or its k_proj, out"
         )
     if layout.model_type not in (*_ROTATED, *_UNROTATED):
         raise UserError(
             f"{keys.key}: which coordinates positions rotate together in a {layout.model_type} is not known here; leave"
-            " this step out"
+            " this step, or its k_proj, out"
         )
 
 

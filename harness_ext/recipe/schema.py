@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
     BaseModel,
@@ -14,15 +14,16 @@ from pydantic import (
     Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WrapValidator,
     create_model,
     field_validator,
 )
 
-from harness_ext.errors import closest, nearest
+from harness_ext.errors import UserError, closest, nearest
 from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.budget import Keep, pays
 from harness_ext.methods.search_registry import Search, registered_searches
-from harness_ext.model.layout import layer_numbers
+from harness_ext.model.layout import Matrix, layer_numbers
 from harness_ext.model.size import stored_parameters
 
 EVALUATED = "evaluated"
@@ -149,6 +150,8 @@ class Heal(Healing):
         }
 
 
+UNIT_FRACTION = "unit_fraction"
+"""The setting of methods of components that says how much of each stays."""
 HEAL = "heal"
 """The method that trains what earlier steps edited, and the key of a recipe that adds such a step."""
 
@@ -257,6 +260,19 @@ class Step(BaseModel):
         """The settings of the method itself, as keyword arguments."""
         return {name: getattr(self, name) for name in described(self.method).parameters}
 
+    def parameters_of(self, key: str) -> dict[str, Any]:
+        """The settings for one matrix, by its name. Raises UserError where every matrix has a share of its own, and
+        none is given for this one.
+        """
+        settings = self.parameters
+        shares = settings.get(UNIT_FRACTION)
+        if not isinstance(shares, Mapping):
+            return settings
+        if key not in shares:
+            named = f"{', '.join(list(shares)[:3])}{', ...' if len(shares) > 3 else ''}"
+            raise UserError(f"{UNIT_FRACTION} has no share for {key}; it names {named}")
+        return {**settings, UNIT_FRACTION: shares[key]}
+
 
 def described(name: str) -> Method | Search:
     """What goes under this name in a step: a method, or a search. Raises KeyError."""
@@ -269,6 +285,28 @@ def component_of(step: Step) -> str | None:
     return method.component if isinstance(method, Method) else None
 
 
+def takes_units(step: Step) -> bool:
+    """Whether a step takes whole units of components away, or is a search for steps that do."""
+    method = described(step.method)
+    return bool(method.components) if isinstance(method, Search) else method.component is not None
+
+
+def components_among(step: Step, matrices: Sequence[Matrix]) -> list[tuple[Matrix, str]]:
+    """The matrices that stand for components, each with the kind of its own; none where a step is of single matrices.
+    Raises UserError for a matrix of which a search would know no component.
+    """
+    method = described(step.method)
+    if not isinstance(method, Search):
+        return [(matrix, method.component) for matrix in matrices] if method.component is not None else []
+    for matrix in matrices if method.components else ():
+        if matrix.role not in method.components:
+            raise UserError(
+                f"{matrix.key}: this search takes units of components away, and is given one matrix for each: set"
+                f" matrices=[{', '.join(method.components)}], or some of them"
+            )
+    return [(matrix, method.components[matrix.role or ""]) for matrix in matrices if method.components]
+
+
 def not_healed(steps: Sequence[Step]) -> str | None:
     """Why a step of these cannot train what those before it edited; None where it can, or none is to."""
     places = [place for place, step in enumerate(steps) if step.healing is not None]
@@ -279,7 +317,7 @@ def not_healed(steps: Sequence[Step]) -> str | None:
             "it trains what earlier steps edited, and there is none before it: write a step that edits, or leave it out"
         )
     for step in steps[: places[-1]]:
-        if component_of(step):
+        if takes_units(step):
             return (
                 f"it trains whole matrices, and the units that {step.method} takes away would come back: leave it out,"
                 " or choose another method"
@@ -325,6 +363,15 @@ def meant(key: str, paths: Sequence[str]) -> str:
     return f"did you mean {(close if is_beside else by_last[close])!r}?"
 
 
+def _one_or_by_name(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(value)
+    except ValidationError:
+        raise ValueError(
+            "give a share above 0 and at most 1, or a mapping with one for each matrix by its name"
+        ) from None
+
+
 @cache
 def step_model(method_name: str) -> type[Step]:
     """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`,
@@ -338,6 +385,10 @@ def step_model(method_name: str) -> type[Step]:
     }
     if isinstance(method, Search):
         return create_model(f"{method.name} step", __base__=Step, calibration=(Calibration, Calibration()), **fields)
+    if method.component is not None and UNIT_FRACTION in fields:
+        one, default = fields[UNIT_FRACTION]
+        either: Any = Union[one, dict.__class_getitem__((str, one))]  # noqa: UP007 - what it is is known only now
+        fields[UNIT_FRACTION] = (Annotated[either, WrapValidator(_one_or_by_name)], default)
     if method.takes_keep:
         fields["keep"] = (Keep, ...)
     if method.contrasts:

@@ -18,6 +18,7 @@ from harness_ext.model.digests import combined, tensor_digest
 from harness_ext.model.factored_checkpoint import FACTORS, PIFA, WEIGHTS, WEIGHTS_INDEX, described, low_rank_layers
 from harness_ext.model.low_rank import LowRankLinear
 from harness_ext.model.pivot_rows import pivot_rows
+from harness_ext.recipe.schema import takes_units
 from harness_ext.runs.export import edited_model, export_card, export_receipt, save, write_folder
 from harness_ext.storage import rundir
 from leaderboard.readers.secrets import redacted_command
@@ -74,6 +75,12 @@ def export_factored_recipe(
     """
     if to.form not in FORMATS:
         raise UserError(f"format is dense, factored or pifa, and not {to.form!r}")
+    if recipe.steps and all(takes_units(step) for step in recipe.steps):
+        raise UserError(
+            f"{recipe.label} takes whole units away, and what it leaves is smaller without being a product of factors,"
+            " which would hold more numbers than the matrices have: export it without --format, which leaves hidden"
+            " units out where the config allows that"
+        )
     lm = edited_model(_with_factors(recipe), to.place, model_args, source, report)
     return export_factored(lm, to, str(model_args["pretrained"]), redacted_command(command))
 

@@ -27,25 +27,32 @@ if TYPE_CHECKING:
 
 _WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "inner_dim")
 """What configs call the width of an MLP."""
+_OF_HEADS = ("q_proj", "k_proj", "v_proj", "o_proj")
 Shapes = Callable[["PretrainedConfig"], Mapping[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Smaller:
-    """A checkpoint without the units that went. units, before: of every MLP. setting: the name in the config."""
+    """A checkpoint without the units that went. units, before: of every MLP. setting: the name in the config.
+    attention_with_zeros: whether coordinates or values of heads went too, which are zero here.
+    """
 
     config: PretrainedConfig
     state: dict[str, Tensor]
     units: int
     before: int
     setting: str
+    attention_with_zeros: bool
 
     @property
     def words(self) -> str:
         """How it is written, for the card and the terminal."""
+        zeros = (
+            "; heads keep their size, with zeros where coordinates or values went" if self.attention_with_zeros else ""
+        )
         return (
             f"written smaller: every MLP has {self.units} hidden units instead of {self.before} ({self.setting} in the"
-            " config), and plain transformers loads it as any model of its kind"
+            f" config), and plain transformers loads it as any model of its kind{zeros}"
         )
 
     def receipt(self, model: PreTrainedModel) -> dict[str, Any]:
@@ -69,13 +76,18 @@ class NotSmaller(Exception):
 
 
 def smaller(lm: RecipeLM, config: PretrainedConfig, state: Mapping[str, Tensor], shapes: Shapes) -> Smaller | None:
-    """The checkpoint without the units that the recipe took away; None where it took none. shapes: those of the weights
-    that a config calls for. Raises NotSmaller.
+    """The checkpoint without the hidden units that the recipe took away; None where it took nothing away whole. shapes:
+    those of the weights that a config calls for. Raises NotSmaller.
     """
     assert lm.applied is not None
-    cut = {record.name: record.columns_kept for record in lm.applied.records if record.columns_kept is not None}
-    if not cut:
+    lost = [record for record in lm.applied.records if (record.rows_kept, record.columns_kept) != (None, None)]
+    if not lost:
         return None
+    cut = {record.name: record.columns_kept for record in lost if record.role == "down_proj" and record.columns_kept}
+    if not cut:
+        raise NotSmaller(
+            "heads are narrower now, each in its own coordinates, and a config has one width for all heads"
+        )
     layout = lm.weights.layout
     readers = [matrix for matrix in layout.matrices if matrix.role == "down_proj"]
     units, before = _one_width(readers, cut)
@@ -86,7 +98,8 @@ def smaller(lm: RecipeLM, config: PretrainedConfig, state: Mapping[str, Tensor],
             told = copy.deepcopy(config)
             setattr(told, setting, units)
             if _fits(told, written, shapes):
-                return Smaller(told, written, units, before, setting)
+                heads = any(record.role in _OF_HEADS for record in lost)
+                return Smaller(told, written, units, before, setting, heads)
     raise NotSmaller(f"a {config.model_type} config has no setting that gives every MLP {units} hidden units")
 
 
@@ -96,7 +109,8 @@ def _one_width(readers: Sequence[Matrix], cut: Mapping[str, int]) -> tuple[int, 
     if len(widths) > 1:
         kept = sorted(width for width, _ in widths)
         raise NotSmaller(
-            f"its layers keep from {kept[0]} to {kept[-1]} hidden units, and a config has one width for all of them"
+            f"its layers keep from {kept[0]} to {kept[-1]} hidden units, and a config has one width for all of them:"
+            " the same share in every layer would be written smaller"
         )
     return widths.pop()
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.calibration.by_layer import Learned, LearnedComponents, gathered, no_components, walk_through
 from harness_ext.calibration.collect import gather, groups, needs_backward
 from harness_ext.calibration.context import DocumentBatches, StepContext
+from harness_ext.calibration.layer_change import LayerChange, layer_changes
 from harness_ext.errors import VariantFailed
 from harness_ext.model.seeding import generator_for
 from harness_ext.ranks.group import current
@@ -71,9 +72,10 @@ class CandidateEvaluator:
     parts: set by a search that wants some documents, given by their places, scored by themselves as well.
 
     weight, truncations, generator: a matrix, its truncations at several ranks, and what an ordinary step would draw
-    from. gather: statistics, as a method would be given them. try_out: alternatives for one matrix side by side;
-    try_together: edits of several matrices at once; each makes trials. take: let an edit stand while others are tried.
-    as_it_is: the model as it stands now. measure_divergence: trials from here on say how far they are from it.
+    from. layer_changes: how far layers turn their hidden states. gather: statistics, as a method would be given them.
+    try_out: alternatives for one matrix side by side; try_together: edits of several matrices at once; each makes
+    trials. take: let an edit stand while others are tried. as_it_is: the model as it stands now. measure_divergence:
+    trials from here on say how far they are from it.
 
     Everything else is the engine's. lm, weights and decomposer are those of the context; trials are kept in its
     `resume`. stage: is told the number of them made, and the best. resumed: how many an earlier process made.
@@ -406,6 +408,13 @@ class CandidateEvaluator:
             return
         for group in groups(list(reversed(matrices)), names):
             yield group, gather(self.lm, group, names, self._document_batches, no_components)
+
+    def layer_changes(self) -> dict[int, LayerChange]:
+        """How far each layer that holds some of the matrices turns its hidden states, by its number, as the model
+        stands. Raises UserError where the layers cannot be told.
+        """
+        self._other_passes += 1
+        return layer_changes(self.lm, self.matrices, self._document_batches)
 
     @property
     def _document_batches(self) -> DocumentBatches:

@@ -137,6 +137,69 @@ def test_values_leave_heads_and_a_plan_counts_them(make_lm: Any, family: str) ->
     assert lm.weights.digest() == digest
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", pytest.param("opt", marks=pytest.mark.slow)])
+def test_values_mixed_by_themselves_leave_heads_and_a_plan_counts_them(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    recipe, digest, logits = parse_recipe("modegpt-vo:unit_fraction=0.5"), lm.weights.digest(), outputs(lm.model)
+    before = sum(value.numel() for value in lm.model.parameters())
+    applied = lm.apply(recipe, drawing(documents_for(lm, 6)))
+    heads, lost = lm.weights.layout.heads, 0
+    left = torch.arange(heads.width) < heads.width // 2
+    for matrix in [one for one in lm.weights.layout.matrices if one.role in ("v_proj", "o_proj")]:
+        value, made = lm.weights.values(matrix), matrix.role == "v_proj"
+        stays = left.tile(heads.key_values if made else heads.queries)
+        assert not (value[~stays] if made else value[:, ~stays]).any()
+        lost += int((~stays).sum()) * value.shape[1 if made else 0]
+        bias = lm.weights.bias_of(matrix) if made else None
+        if bias is not None:
+            assert not bias[~stays].any()
+            lost += int((~stays).sum())
+    assert {(one.role, one.rows_kept is None, one.columns_kept is None) for one in applied.records} == {
+        ("v_proj", False, True),
+        ("o_proj", True, False),
+    }
+    size = lm.totals()["parameters_after"]
+    assert size == before - lost == plan(recipe, read_checkpoint(lm.loaded_from)).parameters_after
+    assert not torch.equal(outputs(lm.model), logits)
+    lm.undo()
+    assert lm.weights.digest() == digest
+
+
+def test_the_bias_of_keys_counts_in_what_coordinates_are_chosen_by(make_lm: Any) -> None:
+    lm = make_lm("gpt2")
+    keys = next(one for one in lm.weights.layout.matrices if (one.role, one.layer) == ("k_proj", 0))
+    ((start, _),) = keys.rows
+    with torch.no_grad():
+        lm.model.get_parameter(keys.parameter)[:, start] = 0.0
+        lm.model.get_parameter(keys.bias)[start] = 100.0
+        lm.model.get_parameter(keys.parameter)[0, start] = 1e-6
+    lm.apply(parse_recipe("modegpt-qk:unit_fraction=0.25"), drawing(documents_for(lm, 4)))
+    assert lm.weights.values(keys)[0].any()
+
+
+def test_every_matrix_may_have_a_share_of_its_own(make_lm: Any) -> None:
+    from harness_ext.recipe.recipe import recipe_from
+
+    lm = make_lm("llama")
+    first, second, *_ = [one.key for one in lm.weights.layout.matrices if one.role == "down_proj"]
+
+    def recipe(shares: Any) -> Any:
+        step = {"method": "mlp_select", "matrices": [first, second], "unit_fraction": shares}
+        return recipe_from({"name": "by-layer", "steps": [step]}, origin="by-layer")
+
+    wanted = recipe({first: 0.5, second: 1.0})
+    applied = lm.apply(wanted, drawing(documents_for(lm, 4)))
+    kept = {one.name: one.columns_kept for one in applied.records if one.role == "down_proj"}
+    assert list(kept.values()) == [UNITS // 2, None]
+    assert plan(wanted, read_checkpoint(lm.loaded_from)).parameters_after == lm.totals()["parameters_after"]
+    lm.undo()
+    with pytest.raises(UserError, match="unit_fraction has no share for"):
+        lm.apply(recipe({first: 0.5}), drawing(documents_for(lm, 4)))
+    for wrong in ({first: 1.5}, 0, "all", [0.5]):
+        with pytest.raises(UserError, match="unit_fraction: give a share above 0 and at most 1, or a mapping"):
+            recipe(wrong)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_coordinates_leave_queries_and_keys_and_a_plan_counts_them(make_lm: Any, family: str) -> None:
     lm = make_lm(family)

@@ -332,6 +332,31 @@ def check_mix_values(case: Case, method: Callable[..., AnyEdit]) -> None:
     case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
 
 
+def check_mix_unattended_values(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """One head, and weights that read it: the best of this rank for what is made of the inputs."""
+    reads = numpy.random.default_rng(3).standard_normal((5, case.rows))
+    values = case.weight @ case.inputs / numpy.sqrt(case.inputs.shape[1])
+    moment = values @ values.T
+    ridge = 1e-4 * numpy.diag(moment).mean()
+    root = numpy.linalg.cholesky(moment + ridge * numpy.eye(case.rows)) if ridge > 0 else numpy.eye(case.rows)
+    edit = method(
+        case.tensor,
+        component=Component({"o_proj": torch.tensor(reads)}, {}, Heads(1, 1, case.rows)),
+        input_second_moment=torch.tensor(case.inputs @ case.inputs.T / case.inputs.shape[1]),
+        input_mean_with_sinks=torch.tensor(case.mean),
+        generator=torch.Generator(),
+        unit_fraction=0.6,
+    )
+    rank = max(1, int(0.6 * case.rows + 1e-9))
+    kept = edit.beside["o_proj"].values.double().numpy()
+    assert edit.rows == rank and (rank == case.rows or not kept[:, rank:].any())
+    spectrum = numpy.linalg.svd(reads @ root, compute_uv=False)
+    lost = numpy.linalg.norm(
+        (reads @ case.weight - kept @ dense(edit)) @ case.inputs / numpy.sqrt(case.inputs.shape[1])
+    )
+    assert lost <= case.dropped(rank, spectrum) + 1e-4 * float(numpy.linalg.norm(spectrum))
+
+
 def check_nested_decomposition(case: Case, method: Callable[..., AnyEdit]) -> None:
     """Nearer to the weights than the first part alone, as near as there is with what the first part leaves."""
     moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
@@ -541,6 +566,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "mlp": Component({"up_proj": case.tensor.T}, {}),
         "values": Component({"v_proj": case.tensor.T}, {}, Heads(1, 1, 13)),
         "scores": Component({"q_proj": case.tensor}, {}, Heads(1, 1, 9)),
+        "unattended": Component({"o_proj": case.tensor.T}, {}, Heads(1, 1, 9)),
         None: None,
     }
     statistics = {

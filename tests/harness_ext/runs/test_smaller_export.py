@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from harness_ext.errors import UserError
 from harness_ext.model.digests import model_digest
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.runs.export import export, written
@@ -51,6 +52,9 @@ def test_the_smaller_checkpoint_is_the_edited_model(make_lm: Any, family: str, t
     [
         ("bloom", "modegpt-mlp", "a bloom config has no setting"),
         ("llama", "a3-mlp:layers=[0]", "its layers keep from 32 to 40 hidden units"),
+        ("llama", "modegpt:epsilon=0.02,matrices=[v_proj,down_proj]", "the same share in every layer would be"),
+        ("llama", "modegpt-vo", "a config has one width for all heads"),
+        ("gpt2", "modegpt-qk", "a config has one width for all heads"),
     ],
 )
 def test_where_it_cannot_be_smaller_the_reason_is_told(
@@ -62,6 +66,31 @@ def test_where_it_cannot_be_smaller_the_reason_is_told(
     assert told.words is not None and "as large as before" in told.words and why in told.words
     assert why in json.loads((tmp_path / "out" / "receipt.json").read_text())["not_smaller"]
     assert torch.equal(outputs(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), expected)
+
+
+def test_what_went_of_heads_is_zero_in_the_smaller_checkpoint(make_lm: Any, tmp_path: Path) -> None:
+    lm = edited(make_lm, "llama", "modegpt:rule=uniform")
+    expected = outputs(lm.model)
+    told = written(lm, tmp_path / "out", "tiny", ["lm_eval", "export"])
+    assert told.words is not None and "32 hidden units instead of 40" in told.words
+    assert "heads keep their size, with zeros" in told.words
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert float((outputs(reloaded) - expected).abs().max()) < 1e-4
+
+
+def test_units_are_no_factors(tmp_path: Path) -> None:
+    from harness_ext.runs.factored_export import Destination, export_factored_recipe
+
+    for recipe in ("modegpt", "a3-mlp"):
+        with pytest.raises(UserError, match=f"{recipe} takes whole units away.*without --format"):
+            export_factored_recipe(
+                parse_recipe(recipe),
+                Destination(tmp_path / "out", "factored"),
+                {},
+                Any,
+                [],
+                Any,  # type: ignore[arg-type]
+            )
 
 
 def test_other_recipes_are_written_as_ever(make_lm: Any, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""How large a share of its units each layer loses, under one mean over layers, from how far each turns its hidden
+states.
+
+    block-influence   phi = n phi_mean softmax(-s / epsilon), s_l = 1 - mean cosine of layer l's input and output
+    angular           1 - phi_l in proportion to the mean angle between the two, at most 1
+    uniform           phi_l = phi_mean
+
+The first (MoDeGPT, arXiv:2408.09632) maximises `sum_l s_l (1 - phi_l) + epsilon H(phi)`, H the entropy; the second is
+that of FLAT-LLM (arXiv:2505.23966).
+
+Where a layer would lose more than a cap, epsilon is raised to the least at which none does (ours): what it keeps is
+taken from the others by their influence, and nothing is clipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from harness_ext.errors import UserError
+
+LayerRule = Literal["uniform", "block-influence", "angular"]
+_DOUBLINGS, _HALVINGS = 200, 60
+
+
+class LayerShares(NamedTuple):
+    """removed: the share of its units that each layer loses, by its number. epsilon: the one that was used, None where
+    the rule has none.
+    """
+
+    removed: dict[int, float]
+    epsilon: float | None = None
+
+
+def by_influence(influence: Mapping[int, float], removed: float, epsilon: float, cap: float) -> LayerShares:
+    """influence: s of every layer, by its number. removed: phi_mean. Raises UserError where no epsilon keeps every
+    layer below the cap.
+    """
+    if removed >= cap:
+        raise UserError(
+            f"a share of {removed:.3g} of the units is to go, and no layer is to lose more than {cap:.3g} (cap): raise"
+            " unit_fraction or cap, or set rule=uniform"
+        )
+    low, high = epsilon, epsilon
+    for _ in range(_DOUBLINGS):
+        if max(_softmax(influence, removed, high).values()) <= cap:
+            break
+        low, high = high, 2 * high
+    for _ in range(_HALVINGS if high > epsilon else 0):
+        middle = (low + high) / 2
+        low, high = (low, middle) if max(_softmax(influence, removed, middle).values()) <= cap else (middle, high)
+    return LayerShares(_softmax(influence, removed, high), high)
+
+
+def _softmax(influence: Mapping[int, float], removed: float, epsilon: float) -> dict[int, float]:
+    least = min(influence.values())
+    powers = {layer: math.exp((least - one) / epsilon) for layer, one in influence.items()}
+    total = sum(powers.values())
+    return {layer: len(influence) * removed * power / total for layer, power in powers.items()}
+
+
+def by_angle(angles: Mapping[int, float], removed: float) -> LayerShares:
+    """angles: of every layer, by its number; layers that would keep more than all keep all, and the others more."""
+    kept: dict[int, float] = {}
+    left, waiting = (1 - removed) * len(angles), dict(angles)
+    while waiting:
+        total = sum(waiting.values())
+        wanted = {layer: left * (one / total) if total > 0 else left / len(waiting) for layer, one in waiting.items()}
+        whole = {layer: 1.0 for layer, one in wanted.items() if one > 1}
+        if not whole:
+            kept |= wanted
+            break
+        kept |= whole
+        left -= len(whole)
+        waiting = {layer: one for layer, one in waiting.items() if layer not in whole}
+    return LayerShares({layer: 1 - min(1.0, kept[layer]) for layer in angles})

@@ -1,0 +1,148 @@
+"""Units over layers, end to end on small models: shares are what the formulas say of hidden states seen by hooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from harness_ext.editing.controls import NoControl, control_recipe, why_not
+from harness_ext.editing.plan import plan
+from harness_ext.errors import UserError
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.recipe.recipe import parse_recipe
+from tests.harness_ext.search.plain_search import documents_for, drawing
+from tests.harness_ext.search.test_searches import found_by
+
+
+def cosines(lm: Any, layers: Any, documents: Any) -> numpy.ndarray:
+    """Of every layer, one document at a time without padding: `[layers, tokens]`."""
+    seen: list[list[numpy.ndarray]] = [[] for _ in layers]
+
+    def hook_for(place: int) -> Any:
+        def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            before = args[0] if args else kwargs["hidden_states"]
+            after = output[0] if isinstance(output, tuple) else output
+            x, y = (value[0].double().numpy() for value in (before, after))
+            seen[place].append((x * y).sum(1) / numpy.linalg.norm(x, axis=1) / numpy.linalg.norm(y, axis=1))
+
+        return hook
+
+    handles = [layer.register_forward_hook(hook_for(place), with_kwargs=True) for place, layer in enumerate(layers)]
+    for document in documents:
+        context, answer = lm._encode_pair(document.context, document.answer)
+        with torch.no_grad():
+            lm.model(torch.tensor([(context + answer)[:-1]]))
+    for handle in handles:
+        handle.remove()
+    return numpy.stack([numpy.concatenate(own) for own in seen])
+
+
+def layers_in(lm: Any) -> Any:
+    return lm.model.model.layers if hasattr(lm.model, "model") else lm.model.transformer.h
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_layer_keeps_one_share_of_everything_by_its_influence(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    documents = documents_for(lm, 12)
+    influence = 1 - cosines(lm, layers_in(lm), documents).mean(1)
+    powers = numpy.exp(-influence / 0.3)
+    expected = 1 - len(powers) * 0.3 * powers / powers.sum()
+    assert expected.min() > 0.2 and expected.max() - expected.min() > 1e-3
+    chosen = found_by(lm, "modegpt:unit_fraction=0.7,epsilon=0.3", documents)
+    assert [step["method"] for step in chosen] == ["select_coordinates", "mix_unattended_values", "mlp_select"]
+    for step in chosen:
+        assert list(step["unit_fraction"]) == step["matrices"]
+        numpy.testing.assert_allclose(list(step["unit_fraction"].values()), expected, atol=1e-5)
+    assert (chosen[2]["ranking"], chosen[2]["refit"]) == ("leverage", True)
+
+
+def test_angles_are_those_between_hidden_states(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 8)
+    angles = numpy.arccos(cosines(lm, layers_in(lm), documents)).mean(1)
+    (step,) = found_by(lm, "modegpt:matrices=[down_proj],rule=angular,unit_fraction=0.4", documents)
+    kept = numpy.array(list(step["unit_fraction"].values()))
+    assert kept.mean() == pytest.approx(0.4) and kept.max() < 1
+    numpy.testing.assert_allclose(kept / kept.mean(), angles / angles.mean(), rtol=1e-5)
+
+
+def test_its_control_has_the_same_shares_and_the_receipt_tells_them(make_lm: Any) -> None:
+    lm, recipe = make_lm("llama"), parse_recipe("modegpt:epsilon=0.05")
+    documents, digest = documents_for(lm, 8), lm.weights.digest()
+    applied = lm.apply(recipe, drawing(documents))
+    (record,) = applied.searches
+    receipt = {"matrices": [one.to_json() for one in applied.records], "searches": applied.searches}
+    size = lm.totals()["parameters_after"]
+    widths = {(one.name, one.part): (one.rows_kept, one.columns_kept) for one in applied.records}
+    (note,) = record["notes"]
+    assert note.startswith("share of its units that each layer loses, by block-influence with epsilon ")
+    assert all(f"{layer}: " in note for layer in range(lm.weights.layout.layers))
+    lm.undo()
+    control = control_recipe("random-subspace", recipe, receipt)
+    assert [step.ranking for step in control.steps] == ["random"] * 3  # type: ignore[attr-defined]
+    assert [step.parameters["unit_fraction"] for step in control.steps] == [
+        step["unit_fraction"] for step in record["chosen"]
+    ]
+    again = lm.apply(control, drawing(documents))
+    assert lm.totals()["parameters_after"] == size
+    assert {(one.name, one.part): (one.rows_kept, one.columns_kept) for one in again.records} == widths
+    lm.undo()
+    assert lm.weights.digest() == digest
+    with pytest.raises(NoControl, match="takes whole units away"):
+        control_recipe("bottom-k", recipe, receipt)
+    assert why_not("random-subspace", recipe) is None
+
+
+def test_uniform_shares_need_no_hidden_states_and_are_those_of_the_parts(make_lm: Any, monkeypatch: Any) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 6)
+    monkeypatch.setattr("harness_ext.search.evaluator.layer_changes", None)
+    lm.apply(parse_recipe("modegpt:rule=uniform,matrices=[down_proj]"), drawing(documents))
+    found = {one.key: lm.weights.values(one) for one in lm.weights.layout.matrices}
+    lm.undo()
+    lm.apply(parse_recipe("modegpt-mlp"), drawing(documents))
+    assert all(torch.equal(lm.weights.values(one), found[one.key]) for one in lm.weights.layout.matrices)
+
+
+def test_half_precision_models_keep_their_dtype(make_lm: Any) -> None:
+    lm = make_lm("llama", dtype="bfloat16")
+    lm.apply(parse_recipe("modegpt"), drawing(documents_for(lm, 4)))
+    assert {value.dtype for value in lm.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "why"),
+    [
+        ("llama", "matrices=[v_proj,o_proj]", "would be mixed twice"),
+        ("llama", "matrices=[q_proj]", r"set matrices=\[k_proj, v_proj, o_proj, down_proj\], or some"),
+        ("llama", "unit_fraction=0.1", r"raise unit_fraction or cap"),
+        ("mixtral", "matrices=[down_proj]", "units of experts cannot be chosen"),
+        ("qwen3", "unit_fraction=0.8", "are normalised"),
+    ],
+)
+def test_what_cannot_be_is_refused(make_lm: Any, family: str, changes: str, why: str) -> None:
+    lm = make_lm(family)
+    with pytest.raises(UserError, match=why):
+        lm.apply(parse_recipe(f"modegpt:{changes}"), drawing(documents_for(lm, 4)))
+
+
+def test_all_units_kept_is_the_model_itself(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    digest = lm.weights.digest()
+    applied = lm.apply(parse_recipe("modegpt:unit_fraction=1.0"), drawing(documents_for(lm, 4)))
+    assert lm.weights.digest() == digest and not applied.records
+    assert applied.searches[0]["reason"] == "its budget, unit_fraction 1, takes no units away"
+
+
+def test_a_plan_knows_it_and_refuses_what_a_run_would(make_lm: Any) -> None:
+    from harness_ext.editing.plan_estimate import estimated
+
+    planned = plan(parse_recipe("modegpt"), read_checkpoint(make_lm("llama").loaded_from))
+    assert [search.trials for search in planned.searches] == [1]
+    assert estimated(planned).seconds > 0
+    with pytest.raises(UserError, match="are normalised"):
+        plan(parse_recipe("modegpt"), read_checkpoint(make_lm("qwen3").loaded_from))
