@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # More blocks spare more of the upper half, and make smaller products.
 _BLOCKS, _SMALLEST_BLOCK = 8, 256
+GRADIENT_BATCHES = 16
+"""How many batches documents are dealt to where gradients of whole batches count."""
 
 
 @statistic(name="input_mean_with_sinks", needs="inputs")
@@ -157,6 +159,38 @@ class GradientSecondMoment(InputSecondMoment):
         """See `Statistic`."""
         assert gradients is not None
         super().update(gradients, None, real)
+
+
+@statistic(name="batch_gradients", needs="gradients", numbers=lambda shape: GRADIENT_BATCHES * shape[0] * shape[1] // 2)
+class BatchGradients:
+    """The gradient of the matrix in the mean loss of each batch of documents, `[k, m, n]`, fp32: document i belongs to
+    batch `i mod k`, with k = `GRADIENT_BATCHES`, or the number of documents where that is smaller.
+
+    So what is held is of fixed size, and a batch is the same however the documents are run through the model. The
+    published batches are 16 or 32 as well, of many more texts.
+    """
+
+    def __init__(self) -> None:
+        self._totals: Tensor | None = None
+        self._documents = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
+        """See `Statistic`."""
+        assert gradients is not None
+        if self._totals is None:
+            self._totals = inputs.new_zeros(GRADIENT_BATCHES, gradients.shape[2], inputs.shape[2])
+        for x, g, own in zip(inputs, gradients, real, strict=True):
+            self._totals[self._documents % GRADIENT_BATCHES].addmm_(g[own].T, x[own])
+            self._documents += 1
+
+    def result(self) -> Tensor:
+        """The mean over the documents of each batch, `[k, m, n]`."""
+        import torch
+
+        assert self._totals is not None, "no batch was seen"
+        batches = torch.arange(min(GRADIENT_BATCHES, self._documents), device=self._totals.device)
+        documents = (self._documents - 1 - batches) // GRADIENT_BATCHES + 1
+        return self._totals[: len(batches)].div_(documents[:, None, None])
 
 
 @statistic(name="original_input_mean", needs="originals")

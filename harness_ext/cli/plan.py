@@ -56,9 +56,9 @@ def _parameters_after(group: PlannedGroup) -> int:
 def sinks_in(recipe: Recipe) -> str:
     """In which of its statistics sink tokens are counted, and which they are left out of; empty where it has none."""
     from harness_ext.methods.registry import sink_use
-    from harness_ext.recipe.schema import described
+    from harness_ext.recipe.schema import statistics_of
 
-    use = sink_use({name for step in recipe.steps for name in described(step.method).statistics})
+    use = sink_use({name for step in recipe.steps for name in statistics_of(step)})
     return "; ".join(
         f"{word} ({', '.join(name for name in use if use[name] == word)})" for word in dict.fromkeys(use.values())
     )

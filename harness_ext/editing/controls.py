@@ -178,13 +178,20 @@ def _searched_at_random(recipe: Recipe, receipt: Mapping[str, Any], seed: int) -
             raise NoControl("the search found nothing to edit")
         _check_cut(edited)
         (made,) = [record["trials"] for record in receipt["searches"] if record["step"] == number]
-        # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
-        left = {_key(record): record["rank_after"] for record in edited}
+        # A matrix edited twice is in the receipt twice; the last rank is the one it was left with. It may be the whole.
+        last = {_key(record): record for record in edited}
+        left = {key: one["rank_after"] for key, one in last.items() if one["rank_after"] < one["rank_before"]}
         common = step.model_dump(
             mode="json", exclude_none=True, include={"matrices", "layers", "per_head", "factored", "calibration"}
         )
         steps.append(
-            {**common, "method": "search_at_random", "seed": seed, "instead_of": left, "tries": max(1, len(made))}
+            {
+                **common,
+                "method": "search_at_random",
+                "seed": seed,
+                "instead_of": left,
+                "tries": max(1, len(made)),
+            }
         )
     return steps
 

@@ -16,13 +16,14 @@ from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Method, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep, NotedKeep
+from harness_ext.methods.registry import ORIGINAL
 from harness_ext.model.components import feeders_of, is_rotated
 from harness_ext.model.digests import moved
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.size import stored_parameters
 from harness_ext.model.weights import Weights
-from harness_ext.recipe.schema import Step
+from harness_ext.recipe.schema import Step, method_of
 from leaderboard.readers.receipt import DENSE, FACTORS, MatrixRecord
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class EditedMatrix:
     """What became of one matrix. written: its record, all but for the digest of what was written; digest_after: that,
     which may still be in the making. seen: the tokens that its statistics are of, None where nothing was gathered.
     shift_size: the norm of the bias shift over that of a typical output, None where there is no shift or no such output
-    is known. beside: the other matrices of its component, edited with it.
+    is known. beside: the other matrices of its component, edited with it. statistics: the names of those asked for.
     """
 
     written: MatrixRecord
@@ -47,6 +48,7 @@ class EditedMatrix:
     shift_size: float | None
     digest_after: Future[str] | None = None
     beside: tuple[EditedMatrix, ...] = ()
+    statistics: frozenset[str] = frozenset()
 
     @cached_property
     def record(self) -> MatrixRecord:
@@ -93,7 +95,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         weights.shift_bias(matrix, shift)
     change = _change(weight, weights.values(matrix))
     after = weights.digest_soon(matrix.parameter, matrix.expert)
-    described = registered_methods()[step.method]
+    described = method_of(step)
     seen = SeenTokens.of(statistics)
     cut = _kept(matrix, edit)
     record = _record(
@@ -115,7 +117,8 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         **cut,
     )
     size = None if isinstance(edit, ComponentEdit) else _shift_size(shift, seen)
-    return EditedMatrix(record, seen, size, after, _edited_beside(context, matrix, edit))
+    beside = _edited_beside(context, matrix, edit)
+    return EditedMatrix(record, seen, size, after, beside, described.statistics)
 
 
 def _record(
@@ -288,7 +291,7 @@ def _edited(
     """What the step's method makes of a matrix."""
     import torch
 
-    method = registered_methods()[context.step.method]
+    method = method_of(context.step)
     if method.statistics - statistics.keys():
         return DenseEdit(weight, UNSEEN)
     learned = {name: moved(value, weight.device) for name, value in statistics.items() if name in method.statistics}
@@ -314,6 +317,7 @@ def _arguments(context: StepContext, matrix: Matrix, weight: Tensor, keep: Noted
         "remember": lambda: call if step.sequential else model.statistics_cache.remember,
         "generator": lambda: generator_for(step.seed, matrix),
         "component": lambda: _component(context, matrix),
+        ORIGINAL: lambda: model.weights.original(matrix),
     }
     asked = registered_methods()[step.method].engine_arguments
     return {**step.parameters_of(matrix.key), **{name: make() for name, make in makers.items() if name in asked}}

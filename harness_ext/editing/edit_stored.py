@@ -19,6 +19,7 @@ from harness_ext.errors import located
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import registered_methods
+from harness_ext.methods.registry import ORIGINAL
 from harness_ext.model.digests import tensor_digest
 from harness_ext.model.layout import Matrix
 from harness_ext.model.stored_model import NotByShards, StoredModel, Unit
@@ -46,6 +47,8 @@ def needs_a_model(recipe: Recipe) -> str | None:
             return f"{step.method} trains, which takes a model that computes"
         if step.calibration is not None or step.contrast is not None or registered_methods()[step.method].statistics:
             return f"{step.method} learns from documents, which takes a model that computes"
+        if ORIGINAL in registered_methods()[step.method].engine_arguments:
+            return f"{step.method} goes by the unedited weights, which a loaded model keeps"
         if registered_methods()[step.method].moves_bias(step.parameters):
             return f"{step.method} moves biases, which the model may have to be given first (bias=false keeps them)"
     return None

@@ -27,11 +27,11 @@ from harness_ext.editing.measured import (
 )
 from harness_ext.editing.sharing import in_groups
 from harness_ext.errors import UserError
-from harness_ext.methods import Svd, registered_methods
+from harness_ext.methods import Svd
 from harness_ext.methods.registry import sink_use
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
-from harness_ext.recipe.schema import Healing
+from harness_ext.recipe.schema import Healing, method_of
 from harness_ext.training.bases import Bases, all_bases
 from harness_ext.training.healing import HealedMatrix, HealingPlan, from_dense, from_factors, heal_matrices, is_low_rank
 from harness_ext.training.trainer import Trained, TrainingPlan, train
@@ -106,7 +106,7 @@ def _learned(
     step = context.step
     size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
     batches = DocumentBatches(labelled, size, progress=context.progress)
-    method = registered_methods()[step.method]
+    method = method_of(step)
     if step.trains or step.search is not None:
         _measure_before(context, labelled, record)
         yield matrices, _found(context, matrices, batches, record.log)
@@ -185,7 +185,7 @@ def _one_after_another(
     if walk is not None and not walk.backward:
         yield from walk.as_edited(matrices, stages)
         return
-    names = registered_methods()[context.step.method].gathered
+    names = method_of(context.step).gathered
     if needs_originals(names):
         raise UserError(
             f"{context.step.method} compares each layer with the unedited model's, and the layers of this model hand"
@@ -203,7 +203,7 @@ def _at_once(
     record: LearningRecord,
 ) -> Iterator[Learned]:
     """All that is learned is of the model as it is. Statistics are kept for later recipes of the session."""
-    cache, names = context.model.statistics_cache, registered_methods()[context.step.method].gathered
+    cache, names = context.model.statistics_cache, method_of(context.step).gathered
     losses = _about(context, batches.documents)
     sinks = [f"{name}: sink tokens {use}" for name, use in sink_use(names).items()]
     about = [str(batches.size), RULE, *sinks, *losses]
@@ -224,7 +224,7 @@ def _whole_passes(
     context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, about: Sequence[str]
 ) -> Iterator[Learned]:
     model, step = context.model, context.step
-    names = registered_methods()[step.method].gathered
+    names = method_of(step).gathered
 
     def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
         return gather(model.lm, group, names, batches, _decomposing(context))
@@ -254,7 +254,7 @@ def _found(
         found, rows = _healed(context, step.healing, matrices, batches)
     else:
         assert step.search is not None, "one of the two is asked for"
-        names = registered_methods()[step.method].gathered
+        names = method_of(step).gathered
         means = gathered(model.lm, matrices, names, batches, decomposed)
         with context.progress.stage("searching", step.search.rounds, "rounds at most") as stage:
             found, rows = searched(context, matrices, means, replace(batches, advance=stage.advance))

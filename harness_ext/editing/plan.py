@@ -27,7 +27,7 @@ from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, component_of, components_among, described
+from harness_ext.recipe.schema import Step, component_of, components_among
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -270,6 +270,7 @@ def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers:
         sum(share * search.trials([matrix.shape], settings) for share, matrix in zip(shares, among, strict=True)),
     )
     gathered = len(search.statistics) * sum(1 for _ in groups(among, search.statistics)) if search.statistics else 0
+    gathered *= settings.get("stages", 1)
     # As it is, as it becomes, and once for the states that enter each layer.
     passes = 3 + gathered + tried
     return PlannedSearch(number, step.method, len(among), trials, step.calibration.samples, passes, tried)
@@ -379,13 +380,11 @@ def _count(shape: Sequence[int]) -> int:
     return count
 
 
-def held_factors(matrices: Sequence[PlannedMatrix]) -> int:
-    """What a pass over the documents holds for statistics, of a group of matrices."""
+def held_factors(matrices: Sequence[PlannedMatrix], names: frozenset[str]) -> int:
+    """What a pass over the documents holds for these statistics, of a group of matrices."""
     from harness_ext.calibration.collect import FACTOR_BYTES, held_bytes
 
-    held: Mapping[str, int] = {
-        item.matrix.key: held_bytes(item.matrix.shape, described(item.method).statistics) for item in matrices
-    }
+    held: Mapping[str, int] = {item.matrix.key: held_bytes(item.matrix.shape, names) for item in matrices}
     return min(max(FACTOR_BYTES, max(held.values(), default=0)), sum(held.values()))
 
 

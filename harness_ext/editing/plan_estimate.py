@@ -29,6 +29,7 @@ from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import registered_searches
 from harness_ext.methods.statistic_registry import statistics_among
 from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.schema import method_of, statistics_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,8 +128,9 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         gradients = any(item.needs_gradients for item in statistics_among(statistics))
         # What goes by second moments gathers them again for the step that it found.
         gathering = 2.0 if "input_second_moment" in statistics else float(bool(statistics))
-        return Passes(found.passes, float(gradients), gathering, at_most=found.trials > 1)
-    method, matrices = registered_methods()[step.method], [item.matrix for item in _own(plan, number)]
+        stages = step.parameters.get("stages", 1)
+        return Passes(found.passes, stages * float(gradients), stages * gathering, at_most=found.trials > 1)
+    method, matrices = method_of(step), [item.matrix for item in _own(plan, number)]
     gradients = any(item.needs_gradients for item in statistics_among(method.gathered))
     if not method.statistics:
         return Passes()
@@ -209,7 +211,7 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
             beside = 2 * (not step.is_search and registered_methods()[step.method].compares_with_unedited)
             kept += states * (plan.layers + 1 if passes.backward or step.is_search else 2 + beside)
             own = own if step.is_search else _of_fullest_layer(own)
-        kept += held_factors(own)
+        kept += held_factors(own, statistics_of(step))
     if step.is_search:
         # Statistics are let go before the trials, but by a search that goes from the last layer to the first.
         standing = kept if held_by_search(step, own) else 0
@@ -252,7 +254,7 @@ def _names(step: Step) -> frozenset[str]:
     """The statistics that a step gathers."""
     if step.is_search:
         return registered_searches()[step.method].statistics
-    return registered_methods()[step.method].gathered
+    return method_of(step).gathered
 
 
 def _batch(plan: Plan, step: Step) -> BatchSize:
@@ -297,7 +299,8 @@ def _edit_of(step: Step) -> tuple[Step, int]:
     if not step.is_search:
         return step, 1
     by_moments = "input_second_moment" in registered_searches()[step.method].statistics
-    return parse_recipe("svd-llm" if by_moments else "svd").steps[0], 2 if by_moments else 1
+    times = 2 * step.parameters.get("stages", 1) if by_moments else 1
+    return parse_recipe("svd-llm" if by_moments else "svd").steps[0], times
 
 
 def _width(plan: Plan) -> int:

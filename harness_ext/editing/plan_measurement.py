@@ -31,7 +31,7 @@ from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
-from harness_ext.recipe.schema import Step
+from harness_ext.recipe.schema import Step, method_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -228,7 +228,7 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
     """Statistics of random documents, such as the step's method asks for."""
     import torch
 
-    names = registered_methods()[step.method].statistics
+    names = method_of(step).statistics
     rank = min(shape)
     found: dict[str, Tensor] = {}
     for name in sorted(names & (SEARCHED | TRIED)):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from harness_ext.calibration.sinks import RULE
-from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import sink_use
 from harness_ext.model.size import ModelSize, stored_parameters
 from leaderboard.readers.receipt import MatrixRecord, ReceiptStatistic, ReceiptTotals
@@ -52,7 +51,9 @@ def statistics_used(edited: Sequence[EditedMatrix]) -> list[ReceiptStatistic]:
     """The statistics that each step edited by, with the tokens that they are of."""
     rows: list[ReceiptStatistic] = []
     for step, method in dict.fromkeys((item.record.step, item.record.method) for item in edited):
-        seen = [item.seen for item in edited if (item.record.step, item.record.method) == (step, method) and item.seen]
+        own = [item for item in edited if (item.record.step, item.record.method) == (step, method)]
+        names = frozenset[str]().union(*(item.statistics for item in own))
+        seen = [item.seen for item in own if item.seen]
         sinks = [one.sinks for one in seen]
         rows += [
             ReceiptStatistic(
@@ -63,7 +64,7 @@ def statistics_used(edited: Sequence[EditedMatrix]) -> list[ReceiptStatistic]:
                 tokens=max(one.tokens for one in seen) if seen else None,
                 sink_tokens=(min(sinks), max(sinks)) if seen else None,
             )
-            for name, use in sink_use(registered_methods()[method].statistics).items()
+            for name, use in sink_use(names).items()
         ]
     return rows
 

@@ -9,6 +9,7 @@ from harness_ext.calibration.loss import SMALLEST_RISE
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
 from harness_ext.methods import registered_methods
+from harness_ext.methods.correction import PULL_BACK
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import HEAL, Step
 from harness_ext.search.runner import found_nothing as search_found_nothing
@@ -124,12 +125,12 @@ def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         return []
     of = f"of {len(applied.records)} matrices or heads were left as they were"
     unseen = sum(record.fallback == UNSEEN for record in applied.records)
-    # What is tried out first is not asked for.
+    # What is tried out first is not asked for, nor is how far a correction goes.
     same = (
         sum(
             record.rank_after == record.rank_before and record.relative_error < 1e-6
             for record in applied.records
-            if not is_measured(recipe.steps[record.step])
+            if not is_measured(recipe.steps[record.step]) and record.method != PULL_BACK
         )
         - unseen
     )

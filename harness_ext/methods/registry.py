@@ -11,8 +11,9 @@ name:
 
 - what the engine hands over (`ENGINE_ARGUMENTS`): `svd`, `truncate`, `keep`, `generator`, and `remember`, which calls
   a function of tensors and keeps what it returns for the next time (`remember(function, *tensors)`): a decomposition
-  from which every rank is a slice need be made only once; and `component`, the matrices that feed this one, for a
-  method that is registered with a kind of component and returns a `ComponentEdit` of all of them;
+  from which every rank is a slice need be made only once; `original`, the matrix before all steps of the recipe; and
+  `component`, the matrices that feed this one, for a method that is registered with a kind of component and returns a
+  `ComponentEdit` of all of them;
 - statistics of calibration documents (`harness_ext.methods.statistic_registry`); the module that registers one must be
   imported before the method is registered, which the entry points of other packages see to;
 - everything else is a parameter that a recipe may set: it needs an annotation, and its default is the recipe's default.
@@ -31,7 +32,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,7 +76,8 @@ NEEDS = ("nothing", "nothing, its texts are shipped", TEXTS, "labelled documents
 but without labels any would do.
 """
 
-ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember", "component"})
+ORIGINAL = "original"
+ENGINE_ARGUMENTS = frozenset({"svd", "truncate", "keep", "generator", "remember", "component", ORIGINAL})
 """What every method may ask for; and it may ask for statistics."""
 
 
@@ -98,7 +100,8 @@ class Method:
     statistics: of calibration documents, and what is searched for or trained on them; empty for a method that looks at
     weights alone. engine_arguments: all that it is handed, these among them. revision: from 1; raised when the same
     settings give other weights, so that no stored run by an earlier one is taken for one by this. component: the kind
-    of component that it edits as a whole (`harness_ext.model.components`), None for a single matrix.
+    of component that it edits as a whole (`harness_ext.model.components`), None for a single matrix. only_if: of a
+    statistic that not every setting uses, the setting and its value with which it is asked for; see `with_settings`.
     """
 
     name: str
@@ -111,6 +114,13 @@ class Method:
     shifts_bias: bool = False
     revision: int = 1
     component: str | None = None
+    only_if: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+
+    def with_settings(self, parameters: Mapping[str, Any]) -> Method:
+        """The same, asking for no statistic that these settings do not use."""
+        unused = {name for name, (setting, value) in self.only_if.items() if parameters[setting] != value}
+        statistics, arguments = self.statistics - unused, self.engine_arguments - unused
+        return replace(self, statistics=statistics, engine_arguments=arguments) if unused else self
 
     @property
     def takes_keep(self) -> bool:
@@ -184,6 +194,8 @@ def sink_use(names: Iterable[str]) -> dict[str, Sinks]:
 
 
 _registry: dict[str, Method] = {}
+_ONLY_IF = "asked_only_if"
+"""The attribute of a function that `only_if` sets."""
 
 
 def method(
@@ -212,7 +224,9 @@ def method(
             shifts_bias=shifts_bias,
             revision=revision,
             component=component,
+            only_if=getattr(function, _ONLY_IF, {}),
         )
+        _check_only_if(registered, inspect.signature(function).parameters)
         known = _registry.get(registered.name)
         if known is not None and known.function.__module__ != function.__module__:
             raise ValueError(f"method {registered.name!r} is already registered by {known.function.__module__}")
@@ -222,10 +236,30 @@ def method(
     return register
 
 
+def only_if(**uses: tuple[str, Any]) -> Callable[[Callable[..., AnyEdit]], Callable[..., AnyEdit]]:
+    """Below `method`: each of these statistics is asked for only where a setting has a value, `statistic=("setting",
+    value)`; elsewhere the argument is left at its default.
+    """
+
+    def note(function: Callable[..., AnyEdit]) -> Callable[..., AnyEdit]:
+        setattr(function, _ONLY_IF, uses)
+        return function
+
+    return note
+
+
 def check_revision(revision: object) -> None:
     """Raise ValueError where this is no revision of a method or a search."""
     if not isinstance(revision, int) or isinstance(revision, bool) or revision < 1:
         raise ValueError(f"revision must be a whole number from 1 on, not {revision!r}")
+
+
+def _check_only_if(registered: Method, arguments: Mapping[str, inspect.Parameter]) -> None:
+    for name, (setting, _) in registered.only_if.items():
+        if name not in registered.statistics or setting not in registered.parameters:
+            raise TypeError(f"method {registered.name!r}: only_if names a statistic and a setting that it has")
+        if arguments[name].default is inspect.Parameter.empty:
+            raise TypeError(f"method {registered.name!r}: {name!r} needs a default for settings that do not use it")
 
 
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:

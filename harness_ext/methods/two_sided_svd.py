@@ -2,19 +2,25 @@
 
 `argmin_{rank r} tr(B (W - W') A (W - W')^T)` for W `[m, n]`, A `[n, n]` of the inputs and B `[m, m]` of the outputs is
 `W' = B^-1/2 U_r U_r^T B^1/2 W`, U_r the leading eigenvectors of `B^1/2 W A W^T B^1/2`. A is never inverted or factored.
-With A the inputs' second moment and B that of the gradients at the outputs, token by token, it is the
-Kronecker-factored Fisher approximation (KFAC; as in arXiv:2505.17974 and in LEMS, ICML 2026). B = I is SVD-LLM, A = B =
-I plain SVD.
+Methods differ in the two weights alone:
+
+- A the inputs' second moment and B that of the gradients at the outputs, token by token, is the Kronecker-factored
+  Fisher approximation (KFAC; as in LEMS, ICML 2026);
+- B x A nearest to the Fisher information `E[vec G vec G^T]` of gradients G of whole batches is GFWSVD
+  (arXiv:2505.17974), see `nearest_factors`;
+- the same with B = I and A diagonal is FWSVD (arXiv:2207.00112);
+- B = I and A the inputs' second moment is SVD-LLM; A = B = I plain SVD.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
 from harness_ext.methods import Edit, method
 from harness_ext.methods.feature_space import leading_directions, output_spectrum
+from harness_ext.methods.registry import only_if
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,36 +28,102 @@ if TYPE_CHECKING:
     from harness_ext.methods.budget import Keep
 
 SHRINK_IN, SHRINK_OUT = 0.1, 0.3
-"""As the released code shrinks the two moments."""
+"""As the released code of LEMS shrinks the two moments."""
 UNWEIGHTED = "unweighted_outputs"
 """The fallback where no gradient reaches the outputs: they are weighted alike."""
+_MOST_ROUNDS = 100
 
 
 @method(summary="Truncate with inputs weighted by their size and outputs by the loss's gradients.")
+@only_if(
+    input_second_moment=("output", "tokens"),
+    gradient_second_moment=("output", "tokens"),
+    batch_gradients=("output", "batches"),
+)
 def two_sided_svd(
     weight: Tensor,
     /,
     *,
-    input_second_moment: Tensor,
-    gradient_second_moment: Tensor,
+    input_second_moment: Tensor | None = None,
+    gradient_second_moment: Tensor | None = None,
+    batch_gradients: Tensor | None = None,
     keep: Keep,
+    output: Literal["tokens", "batches"] = "tokens",
     shrink_in: Annotated[float, Field(ge=0, le=1)] = SHRINK_IN,
     shrink_out: Annotated[float, Field(gt=0, le=1)] = SHRINK_OUT,
+    diagonal_in: bool = False,
 ) -> Edit:
     """`W' = B^-1/2 U_r U_r^T B^1/2 W`; see the module.
 
     input_second_moment: `[n, n]`, the mean of `x x^T` over tokens. gradient_second_moment: `[m, m]`, the mean of
-    `g g^T`, g the gradient of the documents' loss at the outputs. Both are shrunk towards the mean of their diagonals:
-    `(1 - s) M + s mean(diag M) I`; shrink_out of 1 weighs all outputs alike, which is SVD-LLM with shrunk moments.
-    `keep.energy` is a share of the sum of the eigenvalues.
+    `g g^T`, g the gradient of the documents' loss at the outputs. batch_gradients: `[k, m, n]`, the gradients of the
+    matrix in the losses of k batches. output: whether A and B are those two moments, or the factors nearest to the
+    Fisher information of the batches. Both are shrunk towards the mean of their diagonals: `(1 - s) M + s mean(diag M)
+    I`; shrink_out of 1 weighs all outputs alike, which by tokens is SVD-LLM with shrunk moments. diagonal_in: of A the
+    diagonal alone counts; by batches, with shrink_in of 0 and shrink_out of 1, that is FWSVD. `keep.energy` is a share
+    of the sum of the eigenvalues.
     """
     dense = weight.double()
-    outputs = weighted_outputs(dense, input_second_moment, gradient_second_moment, shrink_in, shrink_out)
-    rank = keep.rank_for((dense.shape[0], dense.shape[1]), outputs.eigenvalues.sqrt())
-    directions, incomplete = leading_directions(outputs.weighted, outputs.eigenvalues, outputs.directions, rank)
-    left = outputs.unweighted(directions)
-    fallback = incomplete if outputs.are_weighted else UNWEIGHTED
-    return Edit(left.to(weight), (directions.T @ outputs.weighted).to(weight), None, fallback)
+    if output == "batches":
+        assert batch_gradients is not None, "the setting asks for them"
+        inputs, outputs = nearest_factors(
+            batch_gradients, diagonal_in=diagonal_in, alike_in=shrink_in == 1, alike_out=shrink_out == 1
+        )
+    else:
+        assert input_second_moment is not None and gradient_second_moment is not None, "the setting asks for them"
+        inputs = input_second_moment.diagonal().diag() if diagonal_in else input_second_moment
+        outputs = gradient_second_moment
+    weighted = weighted_outputs(dense, inputs, outputs, shrink_in, shrink_out)
+    rank = keep.rank_for((dense.shape[0], dense.shape[1]), weighted.eigenvalues.sqrt())
+    directions, incomplete = leading_directions(weighted.weighted, weighted.eigenvalues, weighted.directions, rank)
+    left = weighted.unweighted(directions)
+    fallback = incomplete if weighted.are_weighted else UNWEIGHTED
+    return Edit(left.to(weight), (directions.T @ weighted.weighted).to(weight), None, fallback)
+
+
+def nearest_factors(
+    gradients: Tensor, *, diagonal_in: bool = False, alike_in: bool = False, alike_out: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A `[n, n]` and B `[m, m]`, in fp64 and of norm 1, whose Kronecker product is nearest to the mean of `vec G vec
+    G^T` over gradients `[k, m, n]`; zeros where these are zero.
+
+    By power iteration from `A = I`: `B = mean G A G^T`, `A = mean G^T B G`, each over its norm. Both stay positive
+    semidefinite, where the leading vectors of a singular value decomposition come up to a common sign; and the
+    iteration cannot miss the leading pair, with which the identity has a positive product. diagonal_in: nearest with A
+    diagonal. alike_in, alike_out: nearest with A, or with B, the identity. Products are in the gradients' dtype, sums
+    in fp64.
+    """
+    import torch
+
+    _, rows, columns = gradients.shape
+    largest = gradients.abs().max()
+    # squares of small gradients are far below what fp32 holds
+    gradients = gradients / largest if bool(largest > 0) else gradients
+    inputs, outputs = (torch.eye(size, dtype=torch.float64, device=gradients.device) for size in (columns, rows))
+    inputs, outputs = inputs / inputs.norm(), outputs / outputs.norm()
+    enough = torch.finfo(gradients.dtype).eps ** 0.5
+    for _ in range(_MOST_ROUNDS):
+        before = inputs
+        if not alike_out:
+            outputs = _over_norm(_mean_product(gradients.mT, inputs))
+        if not alike_in:
+            found = _mean_product(gradients, outputs)
+            inputs = _over_norm(found.diagonal().diag() if diagonal_in else found)
+        if alike_in or alike_out or bool((inputs - before).norm() <= enough):
+            break
+    return inputs, outputs
+
+
+def _mean_product(gradients: Tensor, between: Tensor) -> Tensor:
+    """The mean of `G^T M G` over gradients `[k, a, b]`, `[b, b]` in fp64; M `[a, a]`."""
+    between = between.to(gradients.dtype)
+    total = sum((gradient.T @ (between @ gradient)).double() for gradient in gradients) / len(gradients)
+    return (total + total.T) / 2
+
+
+def _over_norm(moment: Tensor) -> Tensor:
+    norm = moment.norm()
+    return moment / norm if bool(norm > 0) else moment
 
 
 class WeightedOutputs(NamedTuple):
@@ -73,12 +145,14 @@ class WeightedOutputs(NamedTuple):
 
 
 def weighted_outputs(
-    dense: Tensor, inputs: Tensor, gradients: Tensor, shrink_in: float = SHRINK_IN, shrink_out: float = SHRINK_OUT
+    dense: Tensor, inputs: Tensor, outputs: Tensor, shrink_in: float = SHRINK_IN, shrink_out: float = SHRINK_OUT
 ) -> WeightedOutputs:
-    """What the truncation of W `[m, n]` goes by, from the two second moments; arguments as `two_sided_svd` has them."""
+    """What the truncation of W `[m, n]` goes by, from the weights of its inputs `[n, n]` and its outputs `[m, m]`;
+    arguments as `two_sided_svd` has them.
+    """
     import torch
 
-    outputs = shrunk(gradients, shrink_out)
+    outputs = shrunk(outputs, shrink_out)
     are_weighted = bool(outputs.diagonal().max() > 0)
     if not are_weighted:
         outputs = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)

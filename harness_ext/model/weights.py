@@ -131,14 +131,20 @@ class Weights:
 
     def values(self, matrix: Matrix) -> Tensor:
         """What `read` gives, without a name."""
-        import torch
-
-        value = whole(self._stored(matrix.parameter).detach())
-        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        stored = self._stored(matrix.parameter)
         if matrix.parameter in self._replacements:
-            return self._replacements[matrix.parameter].product_of(matrix.rows, matrix.columns, dtype)
-        part = take(take(_view(value, matrix), matrix.rows, 0), matrix.columns, 1)
-        return part.to(dtype, copy=True).contiguous()
+            low_rank = self._replacements[matrix.parameter]
+            return low_rank.product_of(matrix.rows, matrix.columns, _computed_in(stored))
+        return values_of(stored, matrix)
+
+    def original(self, matrix: Matrix) -> Tensor:
+        """The matrix as it was before all edits, as `values` gives it."""
+        from safetensors.torch import load_file
+
+        if matrix.parameter not in self._originals:
+            return self.values(matrix)
+        (kept,) = load_file(self._originals[matrix.parameter].path).values()
+        return values_of(kept, matrix).to(self._stored(matrix.parameter).device)
 
     def bias_of(self, matrix: Matrix) -> Tensor | None:
         """The bias of the matrix, `[out]` in fp32 (fp64); None where it has none."""
@@ -416,6 +422,18 @@ class Weights:
             self._model.get_submodule(module).bias = bias
         self._parameters[matrix.bias] = bias
         self.added_biases.append(matrix.bias)
+
+
+def values_of(value: Tensor, matrix: Matrix) -> Tensor:
+    """A copy of the matrix in a stored parameter, `[out, in]`, in fp32 (fp64 where that is)."""
+    part = take(take(_view(whole(value.detach()), matrix), matrix.rows, 0), matrix.columns, 1)
+    return part.to(_computed_in(value), copy=True).contiguous()
+
+
+def _computed_in(value: Tensor) -> torch.dtype:
+    import torch
+
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 def with_part(value: Tensor, matrix: Matrix, weight: Tensor) -> Tensor:

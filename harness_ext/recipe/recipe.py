@@ -82,7 +82,7 @@ class _Header(BaseModel):
     wordings: Wordings = Field(default_factory=dict)
 
 
-_YOUNGER = (("factored", False), ("share_of", "each"))
+_YOUNGER = (("factored", False), ("share_of", "each"), ("output", "tokens"), ("diagonal_in", False))
 """Keys of steps that older recipes do not have, with their defaults."""
 
 FACTORED = "factored"

@@ -279,6 +279,16 @@ def described(name: str) -> Method | Search:
     return known_methods()[name]
 
 
+def method_of(step: Step) -> Method:
+    """The method of an ordinary step, which asks for the statistics that its settings use."""
+    return registered_methods()[step.method].with_settings(step.parameters)
+
+
+def statistics_of(step: Step) -> frozenset[str]:
+    """The names of all that a step learns of its matrices, or searches by."""
+    return registered_searches()[step.method].statistics if step.is_search else method_of(step).statistics
+
+
 def component_of(step: Step) -> str | None:
     """The kind of component that a step edits as a whole; None where it edits single matrices, or searches."""
     method = described(step.method)

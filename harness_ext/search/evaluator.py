@@ -23,6 +23,7 @@ from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.calibration.layer_change import LayerChange, layer_changes
 from harness_ext.errors import VariantFailed
 from harness_ext.model.seeding import generator_for
+from harness_ext.model.weights import values_of
 from harness_ext.ranks.group import current
 from harness_ext.search.candidates import Alternatives, Nested, as_computed
 from harness_ext.search.packing import in_tokens
@@ -71,11 +72,11 @@ class CandidateEvaluator:
     `calibration`. before: the unedited model's trial, over all documents; trials: all that were made, in order.
     parts: set by a search that wants some documents, given by their places, scored by themselves as well.
 
-    weight, truncations, generator: a matrix, its truncations at several ranks, and what an ordinary step would draw
-    from. layer_changes: how far layers turn their hidden states. gather: statistics, as a method would be given them.
-    try_out: alternatives for one matrix side by side; try_together: edits of several matrices at once; each makes
-    trials. take: let an edit stand while others are tried. as_it_is: the model as it stands now. measure_divergence:
-    trials from here on say how far they are from it.
+    weight, standing_weight, truncations, generator: a matrix as it was and as it stands, its truncations at several
+    ranks, and what an ordinary step would draw from. layer_changes: how far layers turn their hidden states. gather:
+    statistics, as a method would be given them. try_out: alternatives for one matrix side by side; try_together: edits
+    of several matrices at once; each makes trials. take: let an edit stand while others are tried. as_it_is: the model
+    as it stands now. measure_divergence: trials from here on say how far they are from it.
 
     Everything else is the engine's. lm, weights and decomposer are those of the context; trials are kept in its
     `resume`. stage: is told the number of them made, and the best. resumed: how many an earlier process made.
@@ -153,6 +154,10 @@ class CandidateEvaluator:
     def weight(self, matrix: Matrix) -> Tensor:
         """The matrix as it is in the unedited model, `[m, n]`, in fp32 (fp64)."""
         return self.weights.read(matrix)
+
+    def standing_weight(self, matrix: Matrix) -> Tensor:
+        """The matrix as it stands now, `[m, n]`, in fp32 (fp64)."""
+        return values_of(self.lm.model.get_parameter(matrix.parameter), matrix)
 
     def truncations(self, matrix: Matrix, ranks: Sequence[int]) -> Nested:
         """A matrix of the unedited model at several ranks, as `truncate_svd` would leave it. Raises VariantFailed where

@@ -42,9 +42,9 @@ class SearchOutcome:
         made = self.evaluator.as_it_is()
         self.record["after"] = _score(made.score)
         if self.steps and not self.record["trials"]:
-            self.record["trials"] = [
-                _row(0, replace(made, setting=self.record["chosen"][0]), self.evaluator.parts, self.record["chosen"])
-            ]
+            chosen = self.record["chosen"]
+            last = next((step for step in reversed(chosen) if "keep" in step), chosen[-1])
+            self.record["trials"] = [_row(0, replace(made, setting=last), self.evaluator.parts, chosen)]
         self.record["forward_passes"] = round(self.evaluator.passes, 2)
         self.record["seconds"] += time.perf_counter() - started
 

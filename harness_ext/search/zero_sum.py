@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, int]]
 Effects = Mapping[str, Sequence[float]]
+Ridge = Annotated[float, Field(gt=0)] | None
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
 
 
@@ -42,7 +43,7 @@ def zero_sum(
     *,
     param_fraction: Fraction = 0.8,
     min_fraction: Fraction | None = None,
-    ridge: Annotated[float, Field(gt=0)] | None = None,
+    ridge: Ridge = None,
     halves: bool | None = None,
 ) -> SearchResult:
     """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the
@@ -63,38 +64,39 @@ def zero_sum(
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
     floors = {key: least_rank(shape, min_fraction) for key, shape in shapes.items()}
     if min_fraction is not None:
-        _check_floors(shapes, floors, param_fraction)
-    effects = _effects(evaluator, ridge)
+        check_floors(shapes, floors, param_fraction)
+    effects = effects_of(evaluator, ridge)
     ranks = allotted(shapes, effects, param_fraction, floors)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
     notes = [f"the predicted change of the loss is {removed:+.3g} nats"]
     if halves and len(evaluator.documents) > 1:
         middle = len(evaluator.documents) // 2
         parts = range(middle), range(middle, len(evaluator.documents))
-        notes.append(
-            agreement(
-                shapes,
-                *(allotted(shapes, _effects(evaluator, ridge, part), param_fraction, floors) for part in parts),
-            )
-        )
+        one, other = (allotted(shapes, effects_of(evaluator, ridge, part), param_fraction, floors) for part in parts)
+        notes.append(agreement(shapes, one, other))
     evaluator.context.progress.advance(1)
     step = step_of(evaluator, "feature_space", ranks) | ({} if ridge is None else {"ridge": ridge})
     return SearchResult(
         (step,) if ranks else (),
         tuple(notes),
-        reason="" if ranks else f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix",
+        reason="" if ranks else nothing_smaller(param_fraction),
     )
 
 
-def _effects(
+def nothing_smaller(param_fraction: float) -> str:
+    """Why no step was found, a clause."""
+    return f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix"
+
+
+def effects_of(
     evaluator: CandidateEvaluator, ridge: float | None, part: Sequence[int] | None = None
 ) -> dict[str, list[float]]:
-    """The predicted change of the loss without each direction, by `Matrix.key`. part: the places of the documents it is
-    learned from, all unless given.
+    """The predicted change of the loss of the model as it stands, without each direction, by `Matrix.key`. part: the
+    places of the documents it is learned from, all unless given.
     """
     components = LearnedComponents(
         frozenset({"input_second_moment"}),
-        lambda matrix, learned: _output_basis(evaluator.weight(matrix), learned["input_second_moment"], ridge),
+        lambda matrix, learned: _output_basis(evaluator.standing_weight(matrix), learned["input_second_moment"], ridge),
     )
     gradients = evaluator.gather(evaluator.matrices, frozenset({"singular_value_gradients"}), components, part)
     return {matrix.key: (-gradients[matrix.key]["singular_value_gradients"]).tolist() for matrix in evaluator.matrices}
@@ -119,7 +121,8 @@ def least_rank(shape: tuple[int, int], min_fraction: float | None) -> int:
     return max(1, math.ceil(min_fraction * ((rows * columns - 1) // (rows + columns)) - 1e-9))
 
 
-def _check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: float) -> None:
+def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: float) -> None:
+    """Raise UserError where the least ranks leave more than the budget."""
     whole = sum(rows * columns for rows, columns in shapes.values())
     share = sum(stored_parameters(shape, floors[key]) for key, shape in shapes.items()) / whole
     if share > param_fraction:
@@ -129,16 +132,18 @@ def _check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: flo
         )
 
 
-def agreement(shapes: Shapes, first: Mapping[str, int], second: Mapping[str, int]) -> str:
+def agreement(
+    shapes: Shapes, first: Mapping[str, int], second: Mapping[str, int], where: str = "from each half of the documents"
+) -> str:
     """How far two choices of ranks agree, in words: how many are equal, and how far the others lie apart, dense ones at
-    full rank.
+    full rank. where: the two.
     """
     pairs = [(first.get(key, min(shape)), second.get(key, min(shape)), min(shape)) for key, shape in shapes.items()]
     equal = sum(one == other for one, other, _ in pairs)
     apart = sum(abs(one - other) / full for one, other, full in pairs) / len(pairs)
     return (
-        f"{equal} of {len(pairs)} ranks are the same from each half of the documents; they lie {100 * apart:.1f} % of"
-        " the full rank apart in the mean"
+        f"{equal} of {len(pairs)} ranks are the same {where}; they lie {100 * apart:.1f} % of the full rank apart in"
+        " the mean"
     )
 
 

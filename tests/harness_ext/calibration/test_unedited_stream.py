@@ -7,12 +7,14 @@ import copy
 import pytest
 import torch
 
-from harness_ext.calibration.by_layer import walk_through
+from harness_ext.calibration.by_layer import LayerWalk, walk_through
+from harness_ext.calibration.collect import needs_originals
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.editing.learning import stages
 from harness_ext.methods import Svd
 from harness_ext.recipe.recipe import parse_recipe
+from tests.harness_ext.search.plain_search import documents_for, drawing
 
 TEXTS = [("w1 w2 w3 w4", " w5"), ("w6 w7", " w8 w9"), ("w3 w1 w2 w8 w9 w5 w4", " w1"), ("w9 w8 w7 w6 w5", " w4 w3")]
 DOCUMENTS = [LabelledDocument("t", context, answer, context) for context, answer in TEXTS]
@@ -76,3 +78,25 @@ def test_experts_are_refused(make_lm) -> None:
         pytest.skip("no plain stack here")
     with pytest.raises(UserError, match=r"holds experts, .*choose a method"):
         list(walk.as_edited(matrices, stages))
+
+
+def test_sfsd_is_the_anchored_kernel_with_no_anchor_on_one_runner(make_lm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both edit stage by stage on `LayerWalk.as_edited`, `sfsd` without the second stream that it has no use for; where
+    the ridge vanishes, an anchor of 0 leaves the weights as they are, and centred with its bias it is `sfsd`.
+    """
+    lm = make_lm("llama", dtype="float64")
+    walked, as_edited = [], LayerWalk.as_edited
+    monkeypatch.setattr(
+        LayerWalk, "as_edited", lambda walk, *given: (walked.append(walk.names), as_edited(walk, *given))[1]
+    )
+    documents = documents_for(lm, 24)
+    found = []
+    for name in ("sfsd:keep.rank=3", "aa-svd:keep.rank=3,anchor=0,ridge=1e-10,centred=true,bias=true"):
+        recipe = parse_recipe(name)
+        lm.apply(recipe, drawing(documents))
+        matrices = lm.weights.layout.select(recipe.steps[0])
+        found.append([value for one in matrices for value in (lm.weights.values(one), lm.weights.bias_of(one))])
+        lm.undo()
+    assert [needs_originals(names) for names in walked] == [False, True]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * float(one.abs().max()))

@@ -56,7 +56,7 @@ def test_what_gathering_takes_is_what_the_classes_say() -> None:
         },
         "originals": {"input_cross_moment", "original_input_mean"},
         "contrasts": {"contrast_differences"},
-        "gradients": {"fisher_information", "gradient_second_moment"},
+        "gradients": {"batch_gradients", "fisher_information", "gradient_second_moment"},
         "components": {"counterfactual_effects", "ablation_effects", "singular_value_gradients"},
     }
     assert {name for name, item in registered_statistics().items() if item.needs_gradients} == (
@@ -70,6 +70,8 @@ def test_what_gathering_takes_is_what_the_classes_say() -> None:
         ({"input_mean"}, 8 * 7),
         ({"input_mean", "input_second_moment"}, 8 * (7 + 49)),
         ({"fisher_information"}, 8 * 7),
+        # Sixteen gradients in fp32.
+        ({"batch_gradients"}, 16 * 4 * 5 * 7),
         # The factors [5, 5], [5] and [5, 7] are held once for both.
         ({"ablation_effects", "singular_value_gradients"}, 4 * 5 * (5 + 7) + 8 * (5 + 5)),
         ({"trained_left", "trained_right"}, 0),
@@ -102,6 +104,7 @@ def test_whether_sink_tokens_belong_in_a_statistic_is_said_of_every_one() -> Non
     assert sink_use([*registered_statistics(), *SEARCHED, *TRAINED, *HEALED, *SHARED, *TRIED]) == {
         "ablation_effects": "left out of its mean",
         "accepted_components": "left out of its mean",
+        "batch_gradients": "counted",
         "contrast_differences": "counted",
         "counterfactual_effects": "counted",
         "far_input_mean": "alone",
@@ -162,6 +165,23 @@ def test_what_gives_other_weights_than_it_first_did_says_so() -> None:
         "laser_search": 2,
         "sfsd_surgical": 2,
     }
+
+
+def test_a_statistic_may_be_asked_for_by_one_value_of_a_setting() -> None:
+    def choosing(weight: Any, /, *, input_mean: Any = None, input_magnitude: Any, about: str = "zero") -> Any: ...
+
+    def registered(**uses: tuple[str, str]) -> Any:
+        method(summary="Nothing.")(registry.only_if(**uses)(choosing))
+        return registered_methods()["choosing"]
+
+    asked = registered(input_mean=("about", "mean"))
+    assert asked.with_settings({"about": "zero"}).gathered == {"input_magnitude"}
+    assert asked.with_settings({"about": "zero"}).engine_arguments == {"input_magnitude"}
+    assert asked.with_settings({"about": "mean"}) == asked
+    with pytest.raises(TypeError, match="only_if names a statistic and a setting that it has"):
+        registered(input_mean=("above", "mean"))
+    with pytest.raises(TypeError, match="'input_magnitude' needs a default for settings that do not use it"):
+        registered(input_magnitude=("about", "mean"))
 
 
 @pytest.mark.parametrize("revision", [0, -1, 1.5, "2", True, None])

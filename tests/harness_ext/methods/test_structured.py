@@ -288,6 +288,42 @@ def check_two_sided_svd(case: Case, method: Callable[..., AnyEdit]) -> None:
         )
         lost = numpy.linalg.norm(roots[1].T @ (case.weight - dense(edit)) @ roots[0])
         case.near(lost, case.dropped(rank, values), scale=float(numpy.linalg.norm(values)))
+    whole = method(
+        case.tensor,
+        batch_gradients=torch.tensor(gradients[None, :, :1] * case.inputs[:, 0]).float(),
+        keep=Keep(rank=case.full),
+        output="batches",
+    )
+    case.near(dense(whole), case.weight)
+
+
+def check_pull_back(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """By least squares on the gradients: what of the way back they span."""
+    draw = numpy.random.default_rng(5)
+    original = case.weight + draw.standard_normal(case.weight.shape)
+    gradients = 1e-5 * draw.standard_normal((3, *case.weight.shape))
+    for directions, first in ((1, 0), (1, 4), (2, 2), (9, 1)):
+        edit = method(
+            case.tensor,
+            original=torch.tensor(original),
+            batch_gradients=torch.tensor(gradients).float(),
+            directions=directions,
+            first=first,
+        )
+        places = sorted({(first + step) % 3 for step in range(min(directions, 3))})
+        spanning = gradients[places].reshape(len(places), -1).T
+        solved = numpy.linalg.lstsq(spanning, (original - case.weight).ravel(), rcond=None)[0]
+        wanted = case.weight + (spanning @ solved).reshape(case.weight.shape)
+        assert edit.rank == case.full
+        case.near(dense(edit), wanted, scale=float(numpy.linalg.norm(wanted)))
+    still = method(case.tensor, original=torch.tensor(original), batch_gradients=torch.zeros(2, *case.weight.shape))
+    case.near(dense(still), case.weight)
+
+
+def check_restore(case: Case, method: Callable[..., AnyEdit]) -> None:
+    edit = method(case.tensor, original=2 * case.tensor.double())
+    assert edit.rank == case.full and edit.weight().dtype == torch.float32
+    case.near(dense(edit), 2 * case.weight)
 
 
 def check_mlp_select(case: Case, method: Callable[..., AnyEdit]) -> None:
@@ -580,6 +616,8 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "original_input_mean": torch.tensor(case.mean),
         "input_cross_moment": torch.eye(13),
         "gradient_second_moment": torch.eye(9),
+        "batch_gradients": torch.ones(2, 9, 13),
+        "original": case.tensor,
         "component": components[described.component],
         "input_second_moment_by_halves": torch.stack([torch.eye(13), torch.eye(13)]),
         "far_input_mean": torch.zeros(13),

@@ -259,6 +259,7 @@ BY_BUDGET = {
     "swift": "keep",
     "wanda": "density",
     "zero-sum": "param_fraction",
+    "zero-sum-staged": "param_fraction",
 }
 """What each of them must leave, however little is lost or gained by it."""
 MINUTES = {"basis-selection", "fisher-svd", "lems", "obs-mlp", "strs", "svd-llm-lora"}
