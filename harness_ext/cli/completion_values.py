@@ -40,7 +40,7 @@ _MOST_READ = 200
 _RUNS = frozenset({"A", "B", "RUN"})
 _DEVICES = ("cpu", "cuda", "cuda:0", "mps")
 _MODELS = ("hf", "hf-recipe", "vllm", "local-completions", "local-chat-completions", "openai-completions", "dummy")
-_CONTROLS = ("random-subspace", "bottom-k", "noise", "identity", "shuffled-labels")
+_CONTROLS = ("random-subspace", "bottom-k", "noise", "identity", "shuffled-labels", "wanda-sp")
 _LEAST_OF_ID = 2
 
 

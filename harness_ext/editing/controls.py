@@ -6,7 +6,9 @@ for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe w
 documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many
 trials of random directions in as many matrices of the same sizes drawn at random (`harness_ext.search.random_search`),
 of which the best is chosen in the same way. Units that a recipe takes away whole (of MLPs, say) have no rank: there
-`random-subspace` is the recipe with units drawn at random, and whatever reads them refitted as by its own.
+`random-subspace` is the recipe with units drawn at random, and whatever reads them refitted as by its own; where masks
+of units are learned, it takes as many units from every matrix, without trials, and `wanda-sp` is the mask that they
+start from.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 from harness_ext.errors import UserError, closest
 from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.registry import TEXTS
+from harness_ext.model.components import COMPONENTS, COMPONENTS_OF_UNITS
 from harness_ext.recipe.recipe import (
     SHUFFLED_LABELS,
     Recipe,
@@ -31,6 +34,8 @@ from leaderboard.readers.receipt import FACTORS
 
 RANDOM_SUBSPACE = "random-subspace"
 IDENTITY = "identity"
+FIRST_MASK = "wanda-sp"
+"""The control of recipes that learn masks: what they start from."""
 
 
 class _Left(NamedTuple):
@@ -104,6 +109,8 @@ def why_not(name: str, recipe: Recipe) -> str | None:
             return "the recipe learns from texts alone, and not from which answer is right"
         return None
     own = parse_recipe(name)
+    if own.name == FIRST_MASK and not any(step.masks is not None and step.masks.steps for step in recipe.steps):
+        return "the recipe learns no mask that could start from it"
     whole = [takes_units(step) for step in recipe.steps]
     if own.name == RANDOM_SUBSPACE and any(whole) and not all(whole):
         return "some of its steps take units away and others cut ranks; control each in a recipe of its own"
@@ -122,8 +129,10 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
         return _with_shuffled_labels(recipe)
     label = f"{recipe.label}+{name}"
     own = parse_recipe(name)
+    if own.name == FIRST_MASK:
+        return _with_first_masks(recipe, label)
     if own.name == RANDOM_SUBSPACE and any(takes_units(step) for step in recipe.steps):
-        return _with_random_units(recipe, receipt, label)
+        return _with_random_units(recipe, receipt, label, own.steps[0].seed)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
         data = {
             "name": own.name,
@@ -143,15 +152,40 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
     return recipe_from(data, origin=label, label=label)
 
 
-def _with_random_units(recipe: Recipe, receipt: Mapping[str, Any], label: str) -> Recipe:
-    """The recipe with its units drawn at random: as many in every layer as a search gave it."""
+def _with_first_masks(recipe: Recipe, label: str) -> Recipe:
+    """The recipe with the masks that its own start from, and no step beyond."""
+    steps = [step.model_dump(mode="json", exclude_none=True) for step in recipe.steps]
+    for step in steps:
+        if "masks" in step:
+            step["masks"]["steps"] = 0
+    summary = f"{recipe.summary.rstrip('.')}. Control: the mask that it starts from."
+    data = {"name": FIRST_MASK, "summary": summary, "source": recipe.source, "steps": steps}
+    return recipe_from(data, origin=label, label=label)
+
+
+def _with_random_units(recipe: Recipe, receipt: Mapping[str, Any], label: str, seed: int) -> Recipe:
+    """The recipe with its units drawn at random: as many in every layer as a search gave it; of masks, by the seed, as
+    many in each matrix as its own kept.
+    """
     found = {record["step"]: record["chosen"] for record in receipt.get("searches", [])}
-    own = [step.model_dump(mode="json", exclude_none=True) for step in recipe.steps]
-    made = [one for number, step in enumerate(own) for one in found.get(number, [step])]
-    steps = [{**step, "ranking": "random"} for step in made]
+    steps: list[dict[str, Any]] = []
+    for number, step in enumerate(recipe.steps):
+        own = step.model_dump(mode="json", exclude_none=True)
+        if step.masks is None:
+            steps += [{**one, "ranking": "random"} for one in found.get(number, [own])]
+            continue
+        drawn = {"start": "random", "steps": 0, "columns": _columns_left(number, receipt)}
+        steps.append({**own, "seed": seed, "masks": {**own["masks"], **drawn}})
     summary = f"{recipe.summary.rstrip('.')}. Control: as many units drawn at random, everything else alike."
     data = {"name": RANDOM_SUBSPACE, "summary": summary, "source": recipe.source, "steps": steps}
     return recipe_from(data, origin=label, label=label)
+
+
+def _columns_left(number: int, receipt: Mapping[str, Any]) -> dict[str, int]:
+    """How many columns a step left of each matrix that reads units."""
+    readers = {COMPONENTS[kind].reader for kind in COMPONENTS_OF_UNITS}
+    own = [record for record in receipt["matrices"] if record["step"] == number and record["role"] in readers]
+    return {_key(record): record.get("columns_kept", record["shape"][1]) for record in own}
 
 
 def _healing(recipe: Recipe) -> list[dict[str, Any]]:
@@ -272,6 +306,5 @@ def _fit(recipe: Recipe) -> bool:
     if len(recipe.steps) != 1 or recipe.steps[0].is_search:
         return False
     method = _method(recipe)
-    return (
-        method.takes_keep or "relative_error" in method.parameters or recipe.name == IDENTITY
-    ) and not method.statistics
+    plain = method.takes_keep or "relative_error" in method.parameters or recipe.name == IDENTITY
+    return recipe.name == FIRST_MASK or (plain and not method.statistics)

@@ -168,8 +168,9 @@ def _shift(weights: Weights, matrix: Matrix, edit: AnyEdit) -> Tensor | None:
 
 def _row_of(matrix: Matrix, edit: AnyEdit) -> int:
     """The numbers of one row of a matrix: with its part of the bias where rows take that along."""
-    takes_bias = isinstance(edit, ComponentEdit) and edit.bias is not None and (edit.rows or 0) < matrix.shape[0]
-    return matrix.shape[1] + takes_bias
+    if not isinstance(edit, ComponentEdit) or edit.bias is None or edit.rows is None:
+        return matrix.shape[1]
+    return matrix.shape[1] + (edit.rows < matrix.shape[0])
 
 
 def _edited_beside(context: StepContext, matrix: Matrix, edit: AnyEdit) -> tuple[EditedMatrix, ...]:
@@ -274,8 +275,10 @@ def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) ->
     """The numbers that an edited matrix holds: as factors where that is smaller, and as it is in a factored step."""
     dense = matrix.shape[0] * matrix.shape[1]
     if isinstance(edit, ComponentEdit):
-        rows, columns = matrix.shape
-        return (edit.rows or rows) * ((edit.columns or columns) + _row_of(matrix, edit) - columns)
+        rows, columns = (
+            full if left is None else left for left, full in zip((edit.rows, edit.columns), matrix.shape, strict=True)
+        )
+        return rows * (columns + _row_of(matrix, edit) - matrix.shape[1])
     if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
         return edit.numbers
     return dense if step.factored and stored == DENSE else stored_parameters(matrix.shape, edit.rank)

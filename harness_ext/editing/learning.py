@@ -32,6 +32,7 @@ from harness_ext.methods.registry import sink_use
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.recipe.schema import Healing, method_of
+from harness_ext.search.policy_masks import MaskSearch, units_among
 from harness_ext.training.bases import Bases, all_bases
 from harness_ext.training.healing import HealedMatrix, HealingPlan, from_dense, from_factors, heal_matrices, is_low_rank
 from harness_ext.training.trainer import Trained, TrainingPlan, train
@@ -107,7 +108,7 @@ def _learned(
     size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
     batches = DocumentBatches(labelled, size, progress=context.progress)
     method = method_of(step)
-    if step.trains or step.search is not None:
+    if step.trains or step.search is not None or step.masks is not None:
         _measure_before(context, labelled, record)
         yield matrices, _found(context, matrices, batches, record.log)
         return
@@ -237,7 +238,7 @@ def _whole_passes(
 def _found(
     context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, log: Log
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    """What is trained or searched for."""
+    """What is trained or searched for, by edits or by masks."""
     model, step = context.model, context.step
     training, decomposed = step.training, _decomposing(context)
     if training is not None:
@@ -252,8 +253,13 @@ def _found(
             found, rows = train(model.lm, matrices, told, plan, context.resume)
     elif step.healing is not None:
         found, rows = _healed(context, step.healing, matrices, batches)
+    elif step.masks is not None:
+        units = units_among(model.weights.layout, matrices, step.masks)
+        with context.progress.stage("learning masks", step.masks.steps, "steps") as stage:
+            search = MaskSearch(context, units, replace(batches, advance=stage.advance))
+            found, rows = search.learn(), search.log
     else:
-        assert step.search is not None, "one of the two is asked for"
+        assert step.search is not None, "one of them is asked for"
         names = method_of(step).gathered
         means = gathered(model.lm, matrices, names, batches, decomposed)
         with context.progress.stage("searching", step.search.rounds, "rounds at most") as stage:

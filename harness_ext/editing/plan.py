@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
+from harness_ext.editing.plan_masks import taken_by_masks
 from harness_ext.editing.records import standing
 from harness_ext.errors import UserError, located
 from harness_ext.methods import registered_methods
@@ -296,6 +297,9 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
                 replace(_planned(number, step, matrix, loaded), taken_away=_taken_away(step, matrix, layout, loaded))
                 for matrix in _selected(layout, step)
             ]
+            if step.masks is not None:
+                lost = taken_by_masks(step, [item.matrix for item in own], layout, loaded)
+                own = [replace(item, taken_away=lost[item.matrix.key]) for item in own]
             planned += own if step.healing is None else _healed(own, planned)
     return tuple(planned)
 
@@ -345,7 +349,7 @@ def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) 
     its bias, of the others; of values that are mixed by themselves the other way round.
     """
     kind = component_of(step)
-    if kind is None:
+    if kind is None or step.masks is not None:
         return 0
 
     def lost(role: str, total: int) -> int:

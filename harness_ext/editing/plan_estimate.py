@@ -139,6 +139,8 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
     if step.trains:
         # Through two factors of full rank each, with gradients of both.
         return Passes(around + 2.0 * step.training_passes, 2.0 * step.training_passes)
+    if step.masks is not None:
+        return _passes_under_masks(step, around)
     if step.search is not None:
         rounds = float(step.search.rounds)
         walked, removals = 2 * rounds, rounds * 2 * step.search.at_once
@@ -153,6 +155,20 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         walked = 1.0 + _SHARE_OF_STAGE * len(stages(matrices)) / max(1, len({matrix.layer for matrix in matrices}))
         walked *= 1 + method.compares_with_unedited
     return Passes(around / 2 + walked + tried, float(gradients), 1.0, method.tries, walked)
+
+
+def _passes_under_masks(step: Step, around: float) -> Passes:
+    """What is learned from gives a first mask its statistics, and each step the losses of one batch under every mask;
+    the unedited model, the first mask and the last are measured on all documents.
+    """
+    assert step.masks is not None and step.calibration is not None
+    documents = step.calibration.samples
+    # Of one task; of several, each holds out its own share, rounded down.
+    searched = documents - step.masks.held_out_of(documents)
+    gathering = searched / documents if step.masks.start == "wanda-sp" else 0.0
+    tried = step.masks.steps * step.masks.draws * min(step.calibration.batch_size, searched) / documents
+    measured = 3.0 if step.masks.steps else 2.0
+    return Passes(around + measured + gathering + tried, gathering=gathering, layer_by_layer=gathering)
 
 
 def _removals(step: Step, matrices: Sequence[Matrix]) -> float:

@@ -23,9 +23,9 @@ from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
-from harness_ext.methods.registry import HEALED, RANKED, SEARCHED, SHARED, TRAINED, TRIED
+from harness_ext.methods.registry import HEALED, MASKED, RANKED, SEARCHED, SHARED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
-from harness_ext.model.components import COMPONENTS
+from harness_ext.model.components import COMPONENTS, UNITS
 from harness_ext.model.geometry import Heads
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
@@ -189,9 +189,10 @@ def _component_edited(context: StepContext, shape: Shape, statistics: Mapping[st
     width = total if total % _HEAD else _HEAD
     heads = Heads(total // width, total // width, width)
     feeding = weight if method.component == "scores" else weight.T.contiguous()
-    component = Component(dict.fromkeys(COMPONENTS[method.component or ""].feeders, feeding), {}, heads)
-    generator = generator_for(step.seed, matrix)
-    method.function(weight, **statistics, component=component, generator=generator, **step.parameters)
+    kind = "mlp" if method.component == UNITS else method.component or ""
+    component = Component(dict.fromkeys(COMPONENTS[kind].feeders, feeding), {}, heads)
+    drawing = {"generator": generator_for(step.seed, matrix)} if "generator" in method.engine_arguments else {}
+    method.function(weight, **statistics, component=component, **drawing, **step.parameters)
 
 
 def _context(step: Step, weight: Tensor, scratch: Path) -> StepContext:
@@ -235,6 +236,8 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
         found[name] = torch.arange(rank) < max(1, rank // 50)
     for name in sorted(names & RANKED):
         found[name] = torch.tensor(max(1, rank // 50))
+    for name in sorted(names & MASKED):
+        found[name] = torch.arange(shape[1]) < 0.8 * shape[1]
     if names & TRAINED:
         found |= {"trained_left": torch.randn(shape[0], rank), "trained_right": torch.randn(rank, shape[1])}
     if names & SHARED:

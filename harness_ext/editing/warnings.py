@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from harness_ext.methods import registered_methods
 from harness_ext.methods.correction import PULL_BACK
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import HEAL, Step
+from harness_ext.search.policy_masks import FIRST, LAST
 from harness_ext.search.runner import found_nothing as search_found_nothing
 from leaderboard.readers.receipt import DENSE
 
@@ -24,6 +26,7 @@ def receipt_warnings(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         applied.notes
         + found_nothing(recipe, applied)
         + _searched(applied)
+        + _masked(applied)
         + _losses(applied)
         + _as_asked(recipe, applied)
         + _left_dense(recipe, applied)
@@ -83,6 +86,21 @@ def _losses(applied: AppliedRecipe) -> list[str]:
             if _rose(task)
         ]
     return found
+
+
+def _masked(applied: AppliedRecipe) -> list[str]:
+    """That a mask which was learned does no better than the one before it on documents that it was not learned from."""
+    rows = [row for row in applied.log if row.get("stage") in (FIRST, LAST)]
+    return [
+        f"policy_prune: its mask after {last['trials']} trials has a loss of {last['held_out_loss']:.4g} nats on"
+        f" {last['held_out_documents']} documents held out, no less than the mask that it started from"
+        f" ({first['held_out_loss']:.4g}): what it learned does not hold beyond its documents; raise masks.steps, or"
+        " change masks.learning_rate"
+        for first, last in itertools.pairwise(rows)
+        if (first["step"], first["stage"], last["stage"]) == (last["step"], FIRST, LAST)
+        and last["held_out_documents"]
+        and last["held_out_loss"] >= first["held_out_loss"]
+    ]
 
 
 def _rose(row: Mapping[str, Any]) -> bool:

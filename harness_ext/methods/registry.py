@@ -49,17 +49,21 @@ HEALED = frozenset({"healed_left", "healed_right", "healed_adds"})
 SHARED = frozenset({"shared_left", "shared_right", "shared_place"})
 TRIED = frozenset({"accepted_components"})
 RANKED = frozenset({"count_among_all"})
+MASKED = frozenset({"kept_units"})
 """What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
 `[r, n]`) comes alone, and so does what is healed (two factors, and whether they are added to the matrix). What is tried
 (`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the method asks for as well, those of
-all matrices of the step together; what is shared (two factors, and the place in a group) from those of a few.
+all matrices of the step together; what is shared (two factors, and the place in a group) from those of a few. Which
+units stay (`[u]`, bool) is learned by masks of all matrices together, and comes alone.
 """
+NOT_GATHERED = SEARCHED | TRAINED | HEALED | SHARED | TRIED | RANKED | MASKED
 
 SINKS_OF_OTHERS: dict[str, Sinks] = {
     "accepted_components": "left out of its mean",
     "healed_left": "counted",
     "healed_right": "counted",
+    "kept_units": "counted",
     "removed_components": "left out of its mean",
     "shared_left": "counted",
     "shared_right": "counted",
@@ -138,6 +142,11 @@ class Method:
         return bool(self.statistics & TRIED)
 
     @property
+    def learns_masks(self) -> bool:
+        """Whether which units stay is learned from losses under masks."""
+        return bool(self.statistics & MASKED)
+
+    @property
     def decides_among_all(self) -> bool:
         """Whether it must know of all matrices of a step before it edits the first."""
         return self.tries or bool(self.statistics & RANKED)
@@ -145,7 +154,7 @@ class Method:
     @property
     def gathered(self) -> frozenset[str]:
         """Those of its statistics that a pass over the documents gathers."""
-        return self.statistics - SEARCHED - TRAINED - HEALED - SHARED - TRIED - RANKED
+        return self.statistics - NOT_GATHERED
 
     @property
     def trains(self) -> bool:
@@ -177,7 +186,11 @@ class Method:
         """What a user must have for it: one of `NEEDS`."""
         if not self.statistics:
             return NEEDS[0]
-        answers = self.searches or any(item.needs_gradients for item in statistics_among(self.statistics))
+        answers = (
+            self.searches
+            or self.learns_masks
+            or any(item.needs_gradients for item in statistics_among(self.statistics))
+        )
         return NEEDS[4 if self.trains or self.heals else 1 if self.contrasts else 3 if answers else 2]
 
     def moves_bias(self, parameters: Mapping[str, Any]) -> bool:
@@ -265,7 +278,7 @@ def _check_only_if(registered: Method, arguments: Mapping[str, inspect.Parameter
 def _describe(function: Callable[..., AnyEdit], name: str, summary: str) -> Method:
     arguments = keyword_arguments(function, f"method {name!r}")
     asked = {argument.name for argument in arguments}
-    statistics = frozenset(asked & (known_statistics().keys() | SEARCHED | TRAINED | HEALED | SHARED | TRIED | RANKED))
+    statistics = frozenset(asked & (known_statistics().keys() | NOT_GATHERED))
     engine = statistics | (asked & ENGINE_ARGUMENTS)
     parameters = {
         argument.name: parameter_of(function, argument) for argument in arguments if argument.name not in engine

@@ -25,7 +25,11 @@ class ComponentKind(NamedTuple):
     what: str
 
 
+UNITS = "units"
+"""Names both kinds of component that have units, for a method that edits either: the role of a matrix says which."""
+COMPONENTS_OF_UNITS = ("heads", "mlp")
 COMPONENTS = {
+    "heads": ComponentKind("o_proj", ("q_proj", "k_proj", "v_proj"), frozenset(), "the heads of an attention"),
     "mlp": ComponentKind("down_proj", ("gate_proj", "up_proj"), frozenset({"gate_proj"}), "the MLP of a layer"),
     "scores": ComponentKind("k_proj", ("q_proj",), frozenset(), "the queries and keys of an attention"),
     "values": ComponentKind("o_proj", ("v_proj",), frozenset(), "the values of an attention"),
@@ -44,8 +48,24 @@ def left_of(total: int, fraction: float) -> int:
     return max(1, int(fraction * total + 1e-9))
 
 
+def kind_of(kind: str, matrix: Matrix) -> str:
+    """The kind of component that a matrix reads, where a method edits this kind, or `UNITS`."""
+    if kind != UNITS:
+        return kind
+    return next((own for own in COMPONENTS_OF_UNITS if COMPONENTS[own].reader == matrix.role), COMPONENTS_OF_UNITS[-1])
+
+
+def units_of(layout: Layout, matrix: Matrix) -> int:
+    """How many units a matrix reads, key-value heads or hidden units; see `UNITS`. One that `feeders_of` takes."""
+    if kind_of(UNITS, matrix) == "mlp":
+        return matrix.shape[1]
+    assert layout.heads is not None, "heads that can be told apart"
+    return layout.heads.key_values
+
+
 def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
     """The matrices that feed this one, by role. Raises UserError, in a sentence, where they do not make a component."""
+    kind = kind_of(kind, matrix)
     known = COMPONENTS[kind]
     if matrix.expert is not None:
         raise UserError(
@@ -73,14 +93,17 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
         if feeding:
             found[role] = feeding[0]
     check_not_shared([matrix, *found.values()], "what feeds it differs from layer to layer")
-    if kind == "values":
+    if kind in ("heads", "values"):
         _check_heads(layout, matrix.key, matrix.shape[1], found["v_proj"])
     elif kind == "unattended":
         _check_heads(layout, found["o_proj"].key, found["o_proj"].shape[1], matrix)
+    if kind == "heads":
+        _check_heads(layout, found["q_proj"].key, found["q_proj"].shape[0], found["k_proj"])
+        _check_norms(layout, matrix)
     elif kind == "scores":
         _check_heads(layout, found["q_proj"].key, found["q_proj"].shape[0], matrix)
         _check_coordinates(layout, matrix)
-    else:
+    elif kind == "mlp":
         _check_fit(layout, matrix, found)
     return found
 
@@ -117,6 +140,16 @@ def _check_heads(layout: Layout, key: str, queries: int, shared: Matrix) -> None
             f"{key} has {queries} numbers and {shared.key} {shared.shape[0]}, which are not {heads.queries} and"
             f" {heads.key_values} heads of {heads.width}: choose another method"
         )
+
+
+def _check_norms(layout: Layout, matrix: Matrix) -> None:
+    assert layout.heads is not None, "heads that can be told apart"
+    for name, length in layout.vectors.items():
+        if length > layout.heads.width and name.startswith(f"{_parent(matrix)}.") and "norm" in name:
+            raise UserError(
+                f"{matrix.key} reads heads over all of which {name} normalises: without some of them the others would"
+                " change too; set matrices=[down_proj]"
+            )
 
 
 def _check_coordinates(layout: Layout, keys: Matrix) -> None:

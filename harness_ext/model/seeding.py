@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 def generator_for(seed: int, matrix: Matrix) -> Generator:
     """A CPU generator of its own for each matrix, so that neither order nor device changes what is drawn."""
+    return generator_named(f"{seed} {matrix.key}")
+
+
+def generator_named(name: str) -> Generator:
+    """A CPU generator of its own for each name, which begins with a seed."""
     import torch
 
-    digest = hashlib.sha256(f"{seed} {matrix.key}".encode()).digest()
+    digest = hashlib.sha256(name.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -72,6 +72,33 @@ class SearchSettings(BaseModel):
     at_once: Annotated[int, Field(ge=1)] = 16
 
 
+class Masking(BaseModel):
+    """How keep-probabilities of units are learned, with forward passes over the calibration documents alone.
+
+    unit_fraction: `floor` of that share of the heads stays, and of the hidden units, one at least of each; which
+    layers they are in follows from the probabilities. start: what these start from, a ranking or the seed. steps: of
+    the policy gradient, each on one batch of `calibration.batch_size` documents, under as many masks as `draws` says;
+    0 keeps the mask that it starts from. held_out: the share of each task's documents that is learned nothing from, and
+    measures what was learned. columns: how many of them each matrix keeps, by its name, in place of `unit_fraction`.
+    """
+
+    model_config = STRICT
+
+    unit_fraction: Annotated[float, Field(gt=0, le=1)] = 0.8
+    start: Literal["wanda-sp", "random"] = "wanda-sp"
+    steps: Annotated[int, Field(ge=0)] = 64
+    draws: Annotated[int, Field(ge=2)] = 2
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    columns: Annotated[dict[str, Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=MOST_ENTRIES)] | None = (
+        None
+    )
+
+    def held_out_of(self, documents: int) -> int:
+        """How many of so many documents of a task are held out."""
+        return int(self.held_out * documents + 1e-9)
+
+
 class Training(BaseModel):
     """How basis selection trains on the calibration documents; names after arXiv:2405.15877, values ours. One optimiser
     step a batch of `calibration.batch_size` documents.
@@ -161,9 +188,10 @@ NESTED: dict[str, type[BaseModel]] = {
     "search": SearchSettings,
     "training": Training,
     "healing": Healing,
+    "masks": Masking,
 }
 """The fields of a step that hold keys of their own."""
-SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search", "training", "healing"})
+SOME_STEPS = frozenset({"keep", "calibration", "sequential", "contrast", "search", "masks", "training", "healing"})
 """The common fields that a step has only where its method takes them."""
 
 
@@ -192,6 +220,7 @@ class Step(BaseModel):
         sequential: bool | None
         contrast: str | None
         search: SearchSettings | None
+        masks: Masking | None
         training: Training | None
         healing: Healing | None
 
@@ -385,7 +414,7 @@ def _one_or_by_name(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
 @cache
 def step_model(method_name: str) -> type[Step]:
     """The schema of a step with this method: the common keys, plus `keep`, and `calibration` with `sequential`,
-    `search`, `training` or `healing`, or `contrast`, where it takes them, plus its own parameters.
+    `search`, `masks`, `training` or `healing`, or `contrast`, where it takes them, plus its own parameters.
 
     A search takes `calibration` and its own parameters.
     """
@@ -408,6 +437,8 @@ def step_model(method_name: str) -> type[Step]:
         fields |= (
             {"search": (SearchSettings, SearchSettings())}
             if method.searches
+            else {"masks": (Masking, Masking())}
+            if method.learns_masks
             else {"training": (Training, Training())}
             if method.trains
             else {"healing": (Healing, Healing())}

@@ -48,7 +48,9 @@ class Smaller:
     def words(self) -> str:
         """How it is written, for the card and the terminal."""
         zeros = (
-            "; heads keep their size, with zeros where coordinates or values went" if self.attention_with_zeros else ""
+            "; heads keep their size, with zeros where they, their coordinates or values went"
+            if self.attention_with_zeros
+            else ""
         )
         return (
             f"written smaller: every MLP has {self.units} hidden units instead of {self.before} ({self.setting} in the"
@@ -83,10 +85,15 @@ def smaller(lm: RecipeLM, config: PretrainedConfig, state: Mapping[str, Tensor],
     lost = [record for record in lm.applied.records if (record.rows_kept, record.columns_kept) != (None, None)]
     if not lost:
         return None
-    cut = {record.name: record.columns_kept for record in lost if record.role == "down_proj" and record.columns_kept}
+    cut = {
+        record.name: record.columns_kept
+        for record in lost
+        if record.role == "down_proj" and record.columns_kept is not None
+    }
     if not cut:
         raise NotSmaller(
-            "heads are narrower now, each in its own coordinates, and a config has one width for all heads"
+            "heads went, or are narrower in coordinates of their own, and a config has one number and one width of heads"
+            " for all layers"
         )
     layout = lm.weights.layout
     readers = [matrix for matrix in layout.matrices if matrix.role == "down_proj"]

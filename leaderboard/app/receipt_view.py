@@ -131,12 +131,16 @@ def _show_search(place: int, search: dict[str, Any]) -> None:
 
 
 def _show_log(log: Sequence[dict[str, Any]]) -> None:
-    """How trainings went, and what removals of components were tried out."""
+    """How trainings went, and what removals of components, or masks of units, were tried out."""
     if not log:
         return
-    tried = all("removes" in row for row in log)
-    st.subheader("Removals on trial" if tried else "Log of the training", anchor=False)
-    _show_course(log, "trials" if tried else "epochs")
+    title, rows_are = "Log of the training", "epochs"
+    if all("removes" in row for row in log):
+        title, rows_are = "Removals on trial", "trials"
+    elif all("trials" in row for row in log):
+        title, rows_are = "Masks on trial", "measurements"
+    st.subheader(title, anchor=False)
+    _show_course(log, rows_are)
     rows = run_files.flat(log)
     with st.expander(f"All {len(rows)} entries"):
         st.dataframe(_texts(rows), hide_index=True, placeholder="", width="stretch", key="log")

@@ -144,7 +144,8 @@ def test_distances_of_a_matrix_edited_twice_add_up_in_squares() -> None:
 @pytest.mark.parametrize("name", ["eigenprune", "sfsd", "baseline", "magnitude"])
 def test_what_cannot_be_a_control_is_refused_with_those_that_can(name: str) -> None:
     with pytest.raises(
-        UserError, match=r"choose from bottom-k, identity, laser, noise, random-subspace, svd, shuffled-labels"
+        UserError,
+        match=r"choose from bottom-k, identity, laser, noise, random-subspace, svd, wanda-sp, shuffled-labels",
     ):
         check_control(name)
 

@@ -413,6 +413,21 @@ def check_nested_decomposition(case: Case, method: Callable[..., AnyEdit]) -> No
         case.near(numpy.linalg.norm(case.weight - dense(whole)), case.dropped(rank - main, left))
 
 
+def check_policy_prune(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Every other unit stays, of as many columns as divide the matrix; what feeds them keeps rows in the same way."""
+    for width in {1, 2 if case.columns % 2 == 0 else case.columns, case.columns}:
+        marks = numpy.arange(case.columns // width) % 2 == 0
+        columns = numpy.repeat(marks, width)
+        feeding, bias = case.weight[:1].T.repeat(3, 1), case.weight[0]
+        component = Component({"up_proj": torch.tensor(feeding)}, {"up_proj": torch.tensor(bias)})
+        edit = method(case.tensor, component=component, kept_units=torch.tensor(marks))
+        beside = edit.beside["up_proj"]
+        numpy.testing.assert_array_equal(dense(edit), case.tensor.double().numpy() * columns)
+        numpy.testing.assert_array_equal(beside.values, feeding * columns[:, None])
+        numpy.testing.assert_array_equal(beside.bias, bias * columns)
+        assert (edit.columns, beside.rows, edit.unchanged) == (columns.sum(), columns.sum(), bool(marks.all()))
+
+
 def check_select_coordinates(case: Case, method: Callable[..., AnyEdit]) -> None:
     """One head, its queries made by other weights: the largest products of squares stay as they are."""
     queries = numpy.random.default_rng(2).standard_normal((case.rows, case.columns))
@@ -600,6 +615,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
     described, case = registered_methods()[method], Case("random")
     components = {
         "mlp": Component({"up_proj": case.tensor.T}, {}),
+        "units": Component({"up_proj": case.tensor.T}, {}),
         "values": Component({"v_proj": case.tensor.T}, {}, Heads(1, 1, 13)),
         "scores": Component({"q_proj": case.tensor}, {}, Heads(1, 1, 9)),
         "unattended": Component({"o_proj": case.tensor.T}, {}, Heads(1, 1, 9)),
@@ -625,6 +641,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "removed_components": torch.arange(9) < 3,
         "accepted_components": torch.arange(9) < 3,
         "count_among_all": torch.tensor(3),
+        "kept_units": torch.arange(13) < 3,
         "input_second_moment": torch.tensor(case.inputs @ case.inputs.T),
         "input_second_moment_diagonal": torch.ones(13),
         "fisher_information": torch.ones(13),

@@ -47,6 +47,8 @@ def mildly(name: str) -> str:
             changes.pop("fractions", None)  # which it chooses from
         changes |= {"heal.steps": 2, "heal.documents": 8} if step.healing else {}
         changes |= {"search.rounds": 1, "search.at_once": 4} if step.search else {}
+        changes |= {"masks.unit_fraction": 0.95} if step.masks else {}
+        changes |= {"masks.steps": 2} if step.masks and step.masks.steps else {}
         brief = {
             "keep_ratio": 0.99,
             "keeping_epochs": 1,

@@ -248,6 +248,7 @@ BY_BUDGET = {
     "modegpt-vo": "unit_fraction",
     "nsvd": "keep",
     "obs-mlp": "unit_fraction",
+    "policy-prune": "masks",
     "sfsd": "keep",
     "sfsd-released": "keep",
     "snp": "unit_fraction",
@@ -258,6 +259,7 @@ BY_BUDGET = {
     "svd-llm-v2": "param_fraction",
     "swift": "keep",
     "wanda": "density",
+    "wanda-sp": "masks",
     "zero-sum": "param_fraction",
     "zero-sum-staged": "param_fraction",
 }
@@ -332,6 +334,7 @@ BRIEF = "training.keeping_epochs=1,training.pruning_times=1,training.pruning_epo
 def test_no_recipe_leaves_the_embedded_model_worse_unless_its_budget_forces_it(name: str, demo_documents) -> None:
     lm, documents = demo_documents
     changes = BRIEF if name == "basis-selection" else "calibration.samples=24"
+    changes += ",masks.steps=4" if name == "policy-prune" else ""
     check_rule(lm, name, changes, drawing(documents))
 
 
