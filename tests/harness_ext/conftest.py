@@ -5,9 +5,11 @@ fetched.
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +228,27 @@ _QUICK = ("deepseek_v3", "gpt_oss", "qwen3_next", "lfm2")
 REPRESENTATIVES = ("gpt2", "llama")
 
 
+_ONE_OF = 3
+"""Of a grid over families, each other than the representatives runs every third case among the slow tests, beginning at
+another one; the rest is `long`.
+"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Thin out the grids over families."""
+    grids: dict[tuple[str, str], list[pytest.Item]] = {}
+    for item in items:
+        family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
+        if family in CONFIGS and item.get_closest_marker("slow"):
+            grids.setdefault((item.nodeid.partition("[")[0], family), []).append(item)
+    for (_, family), cases in grids.items():
+        first = list(CONFIGS).index(family)
+        for number, item in enumerate(cases if len(cases) >= _ONE_OF else ()):
+            if (number + first) % _ONE_OF:
+                item.add_marker("long")
+
+
 def tiny_config(family: str) -> PreTrainedConfig:
     """The config of a tiny model of a family, or of a variant of one."""
     from transformers import AutoConfig
@@ -240,11 +263,12 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     safe=True)`.
     """
 
-    def make(family: str, *, dtype: str = "float32", seed: int = 0) -> Path:
+    @cache
+    def made(family: str, dtype: str, seed: int) -> Path:
         import torch
         from transformers import AutoModelForCausalLM
 
-        folder = tmp_path_factory.mktemp(f"{family}-{dtype}")
+        folder = tmp_path_factory.mktemp(f"{family}-{dtype}-{seed}")
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(family))
         # Fresh biases are zero and fresh weights small: spread them, so that every part matters.
@@ -254,6 +278,10 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         model.to(getattr(torch, dtype)).save_pretrained(folder)
         _tokenizer(folder)
         return folder
+
+    def make(family: str, *, dtype: str = "float32", seed: int = 0) -> Path:
+        # Tests write into their folders, and a copy is made in a fifth of the time.
+        return Path(shutil.copytree(made(family, dtype, seed), tmp_path_factory.mktemp(f"{family}-{dtype}") / "model"))
 
     return make
 
