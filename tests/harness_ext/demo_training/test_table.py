@@ -258,6 +258,7 @@ def test_the_stored_figures_are_those_of_the_model(tmp_path, report, stored) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fine_tuning_sees_the_documents_of_the_recipe_beside_it(tmp_path, report) -> None:
     (variant,) = [
         found for found in table.of_recipes([table.TEACHER], 1, tmp_path, report) if found.place.kind == "recipe"
@@ -269,6 +270,7 @@ def test_fine_tuning_sees_the_documents_of_the_recipe_beside_it(tmp_path, report
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_rate_of_fine_tuning_is_the_best_on_other_facts_of_the_training_split(tmp_path, report) -> None:
     from harness_ext.lm_eval_adapter.backend import RecipeLM
 

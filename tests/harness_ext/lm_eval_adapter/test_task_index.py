@@ -260,7 +260,9 @@ def _is_ours(entry: Entry) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["tasks", "groups", "subtasks", "tags"])
+@pytest.mark.parametrize(
+    "what", ["tasks", *(pytest.param(what, marks=pytest.mark.long) for what in ("groups", "subtasks", "tags"))]
+)
 def test_ls_prints_what_lm_eval_prints_and_our_tasks(what: str) -> None:
     printed = {}
     for module in ("lm_eval", "harness_ext"):

@@ -100,6 +100,7 @@ def test_killed_at_a_random_point_and_finished(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_many_random_points_and_finished(tmp_path: Path) -> None:
     kill_and_finish(tmp_path, kills=25, seed=2)
 
