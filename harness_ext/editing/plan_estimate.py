@@ -128,8 +128,8 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         gradients = any(item.needs_gradients for item in statistics_among(statistics))
         # What goes by second moments gathers them again for the step that it found.
         gathering = 2.0 if "input_second_moment" in statistics else float(bool(statistics))
-        stages = step.parameters.get("stages", 1)
-        return Passes(found.passes, stages * float(gradients), stages * gathering, at_most=found.trials > 1)
+        repeated = float(step.parameters.get("stages", 1))
+        return Passes(found.passes, repeated * gradients, repeated * gathering, at_most=found.trials > 1)
     method, matrices = method_of(step), [item.matrix for item in _own(plan, number)]
     gradients = any(item.needs_gradients for item in statistics_among(method.gathered))
     if not method.statistics:
