@@ -37,7 +37,7 @@ def _plan_table(planned: Plan, form: Form) -> Iterable[str]:
             "rank": min(group.shape),
             "rank_after": group.rank_after,
             "parameters": group.shape[0] * group.shape[1],
-            "parameters_after": _parameters_after(group),
+            "parameters_after": group.parameters_after,
         }
         for group in planned.groups
     ]
@@ -45,12 +45,6 @@ def _plan_table(planned: Plan, form: Form) -> Iterable[str]:
     if form == "markdown" and rows:
         yield ""
         yield from (f"- {' '.join(line.split())}" for line in [*_sizes(planned), *_costs(planned)])
-
-
-def _parameters_after(group: PlannedGroup) -> int:
-    """Of one matrix, stored as factors where that is smaller."""
-    before = group.shape[0] * group.shape[1]
-    return before if group.rank_after is None else min(before, group.rank_after * sum(group.shape))
 
 
 def sinks_in(recipe: Recipe) -> str:
@@ -126,7 +120,7 @@ def _groups(planned: Plan) -> Iterable[str]:
         if several and group.step != step:
             step = group.step
             yield f"  step {step}: {group.method}"
-        before, after = group.shape[0] * group.shape[1], _parameters_after(group)
+        before, after = group.shape[0] * group.shape[1], group.parameters_after
         yield (
             f"  {_counted(group).ljust(width)}  {'{} x {}'.format(*group.shape):>13}  {_rank(group):>14} "
             f" {_change(before, after):>25}"
@@ -150,6 +144,11 @@ def _sizes(planned: Plan) -> Iterable[str]:
 
 def _stored(recipe: Recipe) -> str:
     """How the edited matrices are kept."""
+    from harness_ext.model.size import PIFA
+    from harness_ext.recipe.schema import counted_as
+
+    if PIFA in map(counted_as, recipe.steps):
+        return "if stored as pivot rows with their places (pifa) where that is smaller"
     factored = {step.factored for step in recipe.steps}
     if False in factored:
         return "if stored as factors where that is smaller"

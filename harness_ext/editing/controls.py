@@ -39,10 +39,11 @@ FIRST_MASK = "wanda-sp"
 
 
 class _Left(NamedTuple):
-    """How a recipe left a matrix: at which rank, and whether as two low-rank layers."""
+    """How a recipe left a matrix: at which rank, whether as two low-rank layers, and in which format it is counted."""
 
     rank: int
     factored: bool
+    counted_as: str = FACTORS
 
 
 class NoControl(Exception):
@@ -242,7 +243,8 @@ def _of_the_size(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]
 def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
     # A matrix edited twice is in the receipt twice; the last rank is the one it was left with.
     left = {
-        _key(record): _Left(record["rank_after"], record.get("stored") == FACTORS) for record in receipt["matrices"]
+        _key(record): _Left(record["rank_after"], record.get("stored") == FACTORS, record.get("counted_as", FACTORS))
+        for record in receipt["matrices"]
     }
     _check_cut(receipt["matrices"])
     alike: dict[_Left, list[str]] = {}
@@ -252,7 +254,7 @@ def _by_rank(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "method": step.method,
             "matrices": keys,
-            "keep": {"rank": how.rank},
+            "keep": {"rank": how.rank, "format": how.counted_as},
             "seed": step.seed,
             "factored": "always" if how.factored else False,
         }

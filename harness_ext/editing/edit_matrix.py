@@ -21,9 +21,9 @@ from harness_ext.model.components import feeders_of, is_rotated
 from harness_ext.model.digests import moved
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
-from harness_ext.model.size import stored_parameters
+from harness_ext.model.size import PIFA, stored_parameters
 from harness_ext.model.weights import Weights
-from harness_ext.recipe.schema import Step, method_of
+from harness_ext.recipe.schema import Step, counted_as, method_of
 from leaderboard.readers.receipt import DENSE, FACTORS, MatrixRecord
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         stored=stored,
         rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
         **_sharing(step, statistics),
+        **_counting(step),
         **cut,
     )
     size = None if isinstance(edit, ComponentEdit) else _shift_size(shift, seen)
@@ -235,6 +236,11 @@ def _sharing(step: Step, statistics: Mapping[str, Tensor]) -> dict[str, int]:
     return {"sharing": count} if count > 1 else {}
 
 
+def _counting(step: Step) -> dict[str, str]:
+    """The format that the numbers are of, where that is not two factors."""
+    return {"counted_as": PIFA} if counted_as(step) == PIFA else {}
+
+
 def _is_decomposed(method: Method) -> bool:
     """Whether a method, or what it was trained from, has the full decomposition."""
     return "svd" in method.engine_arguments or method.trains or method.heals
@@ -281,7 +287,9 @@ def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) ->
         return rows * (columns + _row_of(matrix, edit) - matrix.shape[1])
     if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
         return edit.numbers
-    return dense if step.factored and stored == DENSE else stored_parameters(matrix.shape, edit.rank)
+    if step.factored and stored == DENSE:
+        return dense
+    return stored_parameters(matrix.shape, edit.rank, counted_as(step))
 
 
 def _noting(keep: Keep | None) -> NotedKeep | None:

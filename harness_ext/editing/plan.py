@@ -26,9 +26,9 @@ from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
-from harness_ext.model.size import stored_parameters
+from harness_ext.model.size import FACTORS, stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, component_of, components_among
+from harness_ext.recipe.schema import Step, component_of, components_among, counted_as
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
     computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
-    them.
+    them. counted_as: the format of low rank that its numbers are of.
     """
 
     step: int
@@ -55,6 +55,7 @@ class PlannedMatrix:
     dtype: str = "float32"
     stays_dense: bool = False
     taken_away: int = 0
+    counted_as: str = FACTORS
 
     @property
     def parameters_before(self) -> int:
@@ -63,12 +64,12 @@ class PlannedMatrix:
 
     @property
     def parameters_after(self) -> int:
-        """Numbers after the edit, stored as factors where that is smaller; unchanged where the rank is not known
+        """Numbers after the edit, stored at low rank where that is smaller; unchanged where the rank is not known
         yet, or a factored step leaves it dense; without all that its component loses, so that it may be below zero.
         """
         if self.rank_after is None or self.stays_dense or self.taken_away:
             return self.parameters_before - self.taken_away
-        return stored_parameters(self.matrix.shape, self.rank_after)
+        return stored_parameters(self.matrix.shape, self.rank_after, self.counted_as)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class PlannedSearch:
 
 class PlannedGroup(NamedTuple):
     """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them. number:
-    how many there are.
+    how many there are. counted_as: the format of low rank that their numbers are of.
     """
 
     step: int
@@ -97,7 +98,15 @@ class PlannedGroup(NamedTuple):
     what: str
     shape: tuple[int, int]
     rank_after: int | None
+    counted_as: str
     number: int
+
+    @property
+    def parameters_after(self) -> int:
+        """Of one matrix, stored at low rank where that is smaller."""
+        if self.rank_after is None:
+            return self.shape[0] * self.shape[1]
+        return stored_parameters(self.shape, self.rank_after, self.counted_as)
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,9 @@ class Plan:
     @property
     def groups(self) -> list[PlannedGroup]:
         """The matrices by step, role, shape and rank, in the order of the first of each."""
-        counts: Counter[tuple[int, str, str, tuple[int, int], int | None]] = Counter(
-            (item.step, item.method, _kind(item.matrix), item.matrix.shape, item.rank_after) for item in self.matrices
+        counts: Counter[tuple[int, str, str, tuple[int, int], int | None, str]] = Counter(
+            (item.step, item.method, _kind(item.matrix), item.matrix.shape, item.rank_after, item.counted_as)
+            for item in self.matrices
         )
         return [PlannedGroup(*kind, count) for kind, count in counts.items()]
 
@@ -341,7 +351,10 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
         )
     stored = checkpoint.tensors[matrix.parameter]
     dense = bool(step.factored) and rank is not None and not step.stores_factors(matrix.shape, rank)
-    return PlannedMatrix(number, step.method, matrix, rank, stored.element_bytes, _torch_name(stored.dtype), dense)
+    dtype = _torch_name(stored.dtype)
+    return PlannedMatrix(
+        number, step.method, matrix, rank, stored.element_bytes, dtype, dense, counted_as=counted_as(step)
+    )
 
 
 def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> int:

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from harness_ext.errors import UserError
+from harness_ext.model.size import FACTORS, PIFA, largest_rank_within, low_rank_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,10 @@ class Keep(BaseModel):
     factors hold at most this share of the dense matrix's numbers, `floor(share * m n / (m + n))`. ranks: a rank for
     each matrix by its name in plans and receipts; what a search finds is written so.
 
+    format: in which numbers are counted, `factors` unless given, or `pifa`: pivot rows, `r (m + n) - r^2 + r` numbers
+    with the places of the rows, so that `param_fraction` allows a higher rank, `floor(((m + n + 1) - sqrt((m + n + 1)^2
+    - 4 share m n)) / 2)`. The edit at a rank is the same in both.
+
     align: the rank is rounded down to a multiple of this. A rank below one multiple stays, since the budget does not
     allow more and nothing would be left of it; and so does the full rank, where nothing is cut. `auto`: 64 where that
     costs less than one per cent of the rank, else 8; and the rank as it is where factors would not be faster anyway
@@ -70,6 +75,13 @@ class Keep(BaseModel):
     param_fraction: PositiveFraction | None = None
     ranks: dict[str, Annotated[int, Field(ge=0)]] | None = None
     align: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    format: Literal["factors", "pifa"] | None = None
+
+    @field_validator("format", mode="after")
+    @classmethod
+    def _default_is_absent(cls, value: str | None) -> str | None:
+        """What is said with and without it is one recipe."""
+        return None if value == FACTORS else value
 
     @field_validator("align", mode="wrap")
     @classmethod
@@ -85,7 +97,14 @@ class Keep(BaseModel):
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
             raise ValueError(f"give exactly one of {', '.join(MEASURES)}; found {found}")
+        if self.form == PIFA and self.align == "auto":
+            raise ValueError("align: auto knows the speed of two factors, and not of pifa: give a whole number")
         return self
+
+    @property
+    def form(self) -> str:
+        """The format in which numbers are counted, `factors` or `pifa`."""
+        return self.format or FACTORS
 
     def of(self, key: str) -> Keep:
         """The budget of one matrix, by its name. Raises UserError where ranks are given and its is not among them."""
@@ -96,7 +115,7 @@ class Keep(BaseModel):
                 "keep.ranks has no rank for it; it names"
                 f" {', '.join(list(self.ranks)[:3])}{', ...' if len(self.ranks) > 3 else ''}"
             )
-        return Keep(rank=self.ranks[key], align=self.align)
+        return Keep(rank=self.ranks[key], align=self.align, format=self.format)
 
     @property
     def aligned(self) -> Keep:
@@ -117,7 +136,7 @@ class Keep(BaseModel):
             return self.rank_fraction * min(rows, columns) < 1 - _FLOOR_SLACK
         return (
             self.param_fraction is not None
-            and self.param_fraction * rows * columns / (rows + columns) < 1 - _FLOOR_SLACK
+            and self.param_fraction * rows * columns / low_rank_numbers(shape, 1, self.form) < 1 - _FLOOR_SLACK
         )
 
     def rank_for(self, shape: tuple[int, int], singular_values: Tensor | None = None) -> int:
@@ -151,7 +170,8 @@ class Keep(BaseModel):
         if self.rank_fraction is not None:
             return max(1, math.floor(self.rank_fraction * full + _FLOOR_SLACK))
         if self.param_fraction is not None:
-            return min(full, max(1, math.floor(self.param_fraction * rows * columns / (rows + columns) + _FLOOR_SLACK)))
+            allowed = largest_rank_within(shape, self.param_fraction * rows * columns, self.form)
+            return min(full, max(1, math.floor(allowed + _FLOOR_SLACK)))
         if singular_values is None:
             raise UserError(
                 "keep.energy needs singular values, which this method does not compute: give rank, rank_fraction or"

@@ -1,12 +1,14 @@
 """How large a share of its units each layer loses, under one mean over layers, from how far each turns its hidden
-states.
+states, or from how much its units vary.
 
-    block-influence   phi = n phi_mean softmax(-s / epsilon), s_l = 1 - mean cosine of layer l's input and output
-    angular           1 - phi_l in proportion to the mean angle between the two, at most 1
-    uniform           phi_l = phi_mean
+    block-influence       phi = n phi_mean softmax(-s / epsilon), s_l = 1 - mean cosine of layer l's input and output
+    angular               1 - phi_l in proportion to the mean angle between the two, at most 1
+    cumulative-variance   the fewest units whose variances are tau of the layer's, one tau for all layers
+    uniform               phi_l = phi_mean
 
 The first (MoDeGPT, arXiv:2408.09632) maximises `sum_l s_l (1 - phi_l) + epsilon H(phi)`, H the entropy; the second is
-that of FLAT-LLM (arXiv:2505.23966).
+that of FLAT-LLM (arXiv:2505.23966), the third that of subspace node pruning (arXiv:2405.17506): units in the order of
+their ranking, each counted by what of it those before do not explain, as if after Gram and Schmidt.
 
 Where a layer would lose more than a cap, epsilon is raised to the least at which none does (ours): what it keeps is
 taken from the others by their influence, and nothing is clipped.
@@ -14,23 +16,27 @@ taken from the others by their influence, and nothing is clipped.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from harness_ext.errors import UserError
 
-LayerRule = Literal["uniform", "block-influence", "angular"]
+LayerRule = Literal["uniform", "block-influence", "angular", "cumulative-variance"]
 _DOUBLINGS, _HALVINGS = 200, 60
+_ROUNDING = 1e-12
 
 
 class LayerShares(NamedTuple):
     """removed: the share of its units that each layer loses, by its number. epsilon: the one that was used, None where
-    the rule has none.
+    the rule has none; tau likewise.
     """
 
     removed: dict[int, float]
     epsilon: float | None = None
+    tau: float | None = None
 
 
 def by_influence(influence: Mapping[int, float], removed: float, epsilon: float, cap: float) -> LayerShares:
@@ -75,3 +81,25 @@ def by_angle(angles: Mapping[int, float], removed: float) -> LayerShares:
         left -= len(whole)
         waiting = {layer: one for layer, one in waiting.items() if layer not in whole}
     return LayerShares({layer: 1 - min(1.0, kept[layer]) for layer in angles})
+
+
+def by_variance(variances: Mapping[int, Sequence[float]], removed: float) -> LayerShares:
+    """variances: of every layer, by its number, what each unit has that those before it do not explain, in their order.
+    Each layer keeps the fewest units that have tau of its variance, one at least; tau, found by bisection, is the
+    largest at which the mean share over layers is no more than asked for.
+    """
+    reached = {layer: list(itertools.accumulate(own)) for layer, own in variances.items()}
+
+    def kept(tau: float) -> dict[int, float]:
+        return {
+            layer: min(len(sums), bisect_left(sums, tau * sums[-1]) + 1) / len(sums) for layer, sums in reached.items()
+        }
+
+    def fits(tau: float) -> bool:
+        return sum(kept(tau).values()) <= (1 - removed) * len(reached) * (1 + _ROUNDING)
+
+    low, high = (1.0, 1.0) if fits(1.0) else (0.0, 1.0)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return LayerShares({layer: 1 - share for layer, share in kept(low).items()}, tau=low)

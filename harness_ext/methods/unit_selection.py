@@ -100,8 +100,7 @@ class Moments(NamedTuple):
         sums = by_halves.double()
         identity = torch.eye(sums.shape[1], dtype=sums.dtype, device=sums.device)
         traces = sums.diagonal(dim1=1, dim2=2).sum(1)
-        least = 8 * torch.finfo(sums.dtype).eps * float(traces.sum())
-        pull = max(ridge, least)
+        pull = max(ridge, _least_ridge(float(traces.sum())))
         testable = bool((traces > 0).all())
         return cls(sums.sum(0) + pull * identity, sums + pull / 2 * identity if testable else None)
 
@@ -117,6 +116,36 @@ class Moments(NamedTuple):
         tests = list(zip(self.halves, self.halves.flip(0), strict=True))
         held_out = sum(error_of(dense, refitted(dense, own, kept), kept, other) for own, other in tests)
         return held_out < sum(error_of(dense, dense[:, kept], kept, other) for _, other in tests)
+
+
+def _least_ridge(trace: float) -> float:
+    """What is added to the diagonal of a moment in fp64 so that rounding lets it be inverted."""
+    return 8 * 2.0**-52 * trace
+
+
+def with_ridge(moment: Tensor, ridge: float) -> Tensor:
+    """A moment `[n, n]` in fp64 with a ridge, no less than rounding asks for."""
+    import torch
+
+    whole = moment.double()
+    pull = max(ridge, _least_ridge(float(whole.diagonal().sum())))
+    return whole + pull * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
+
+
+def unexplained_variances(
+    dense: Tensor, moment: Tensor, ranking: Ranking, generator: Generator, ridge: float = 1e-2
+) -> Tensor:
+    """D of `C[p, p] = L D L^T`, `[n]`: of each unit, the most important first, what the units before it do not explain.
+
+    dense: W `[m, n]` in fp64. moment: C `[n, n]`, without a ridge; p, the order, is that of `mlp_select`, with its own.
+    Zeros where C is zero.
+    """
+    import torch
+
+    if not bool(moment.any()):
+        return torch.zeros(len(moment), dtype=torch.float64, device=moment.device)
+    order = order_of(dense, with_ridge(moment, ridge), ranking, generator)
+    return torch.linalg.cholesky(with_ridge(moment, 0)[order][:, order]).diagonal().square()
 
 
 def refitted(dense: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
@@ -147,15 +176,20 @@ def _only(bias: Tensor | None, kept: Tensor) -> Tensor | None:
 
 def _chosen(dense: Tensor, moment: Tensor, ranking: Ranking, count: int, generator: Generator) -> Tensor:
     """The indices of the kept units, `[k]`, ascending; among equals, the first."""
+    return order_of(dense, moment, ranking, generator, count)[:count].sort().values
+
+
+def order_of(dense: Tensor, moment: Tensor, ranking: Ranking, generator: Generator, count: int = 1) -> Tensor:
+    """The indices of all units, `[n]`, the most important first. count: how many are to be told from the others; of
+    `obs`, whose order costs more, the first so many are in no order.
+    """
     import torch
 
     if ranking == "random":
-        order = torch.randperm(dense.shape[1], generator=generator).to(dense.device)
-    elif ranking == "obs":
+        return torch.randperm(dense.shape[1], generator=generator).to(dense.device)
+    if ranking == "obs":
         return _by_price(dense, moment, count)
-    else:
-        order = scores(dense, moment, ranking).argsort(descending=True, stable=True)
-    return order[:count].sort().values
+    return scores(dense, moment, ranking).argsort(descending=True, stable=True)
 
 
 def scores(dense: Tensor, moment: Tensor, ranking: Ranking) -> Tensor:
@@ -172,13 +206,14 @@ def scores(dense: Tensor, moment: Tensor, ranking: Ranking) -> Tensor:
 
 
 def _by_price(dense: Tensor, moment: Tensor, count: int) -> Tensor:
-    """Greedy removal by the exact price. K, the inverse moment of the units left, and W', refitted to them, follow each
-    removal by a change of rank one, `O(n^2)` a unit.
+    """Greedy removal by the exact price: the units left, and those removed, the last first, `[n]`. K, the inverse
+    moment of the units left, and W', refitted to them, follow each removal by a change of rank one, `O(n^2)` a unit.
     """
     import torch
 
     inverse, read = torch.cholesky_inverse(torch.linalg.cholesky(moment)), dense.clone()
     live = torch.ones(dense.shape[1], dtype=torch.bool, device=dense.device)
+    removed: list[int] = []
     for _ in range(dense.shape[1] - count):
         prices = (read.square().sum(0) / inverse.diagonal()).masked_fill(~live, torch.inf)
         gone = int(prices.argmin())
@@ -190,4 +225,6 @@ def _by_price(dense: Tensor, moment: Tensor, count: int) -> Tensor:
         inverse[gone], inverse[:, gone] = 0, 0
         inverse[gone, gone] = 1
         live[gone] = False
-    return live.nonzero().flatten()
+        removed.append(gone)
+    last_first = torch.tensor(removed[::-1], dtype=torch.int64, device=dense.device)
+    return torch.cat([live.nonzero().flatten(), last_first])

@@ -29,6 +29,7 @@ from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import indexed_files
 from harness_ext.model.geometry import Ranges
 from harness_ext.model.safetensors_header import read_header
+from harness_ext.model.size import PIFA
 from leaderboard.readers.plain_yaml import shown
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from harness_ext.model.low_rank import LowRankLinear
 
 METHOD = "lowrank"
-FACTORS, PIFA = "factors", "pifa"
 WEIGHTS, WEIGHTS_INDEX = "factors.safetensors", "factors.safetensors.index.json"
 _VERSION = 1
 _MOST_LAYERS = 100_000

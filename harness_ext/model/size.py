@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,12 +31,35 @@ class ModelSize:
     used: Mapping[str, Fraction]
 
 
-def stored_parameters(shape: tuple[int, int], rank: int) -> int:
-    """Numbers needed for an `[m, n]` matrix of this rank: two factors below the break-even rank `m n / (m + n)`, dense
-    above.
+FACTORS, PIFA = "factors", "pifa"
+"""The formats of a low-rank matrix: two factors, and pivot rows (`harness_ext.model.pivot_rows`)."""
+
+
+def stored_parameters(shape: tuple[int, int], rank: int, form: str = FACTORS) -> int:
+    """Numbers needed for an `[m, n]` matrix of this rank: in a low-rank format where these are fewer, dense else."""
+    rows, columns = shape
+    return min(rows * columns, low_rank_numbers(shape, rank, form))
+
+
+def low_rank_numbers(shape: tuple[int, int], rank: int, form: str = FACTORS) -> int:
+    """Numbers of an `[m, n]` matrix of this rank in a format: `r (m + n)` for two factors, fewer than the matrix has
+    below `r = m n / (m + n)`; `r (m + n) - r^2 + r` for pivot rows, of which the last r are the places of the rows:
+    fewer wherever `(m - r) (n - r) > r` (PIFA, arXiv:2501.19090).
     """
     rows, columns = shape
-    return min(rows * columns, rank * (rows + columns))
+    return rank * (rows + columns) - (rank * (rank - 1) if form == PIFA else 0)
+
+
+def largest_rank_within(shape: tuple[int, int], numbers: float, form: str = FACTORS) -> float:
+    """The real rank at which an `[m, n]` matrix takes so many numbers in a format, at most `m n`. Of pivot rows the
+    smaller root of `r (m + n + 1) - r^2 = numbers`, as PIFA has it.
+    """
+    rows, columns = shape
+    if form == FACTORS:
+        return numbers / (rows + columns)
+    both = rows + columns + 1
+    # written so that nothing cancels at small ranks
+    return 2 * numbers / (both + math.sqrt(both * both - 4 * numbers))
 
 
 def size_of(model: nn.Module) -> ModelSize:

@@ -13,6 +13,9 @@ from harness_ext.recipe.schema import HEAL, Heal, key_paths, known_methods, mean
 from leaderboard.errors import Unreadable
 from leaderboard.readers.plain_yaml import WIDEST_PATH, parse_yaml, shown
 
+_BESIDE_MEASURES = ("keep.align", "keep.format")
+"""Keys of a budget that go with any measure."""
+
 
 def split_specification(specification: str) -> tuple[str, str, str]:
     """What names the recipe, the colon if there is one, and the changes."""
@@ -66,7 +69,7 @@ def split_outside_brackets(text: str, separators: str = ",") -> list[str]:
 
 def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification: str) -> dict[str, Any]:
     """Set the changed keys. A budget on the command line replaces the file's, whichever measure that had; `keep.align`
-    goes with either.
+    and `keep.format` go with either.
     """
     recipe = f"recipe {shown(specification, WIDEST_PATH)!r}"
     if not isinstance(data.get("steps") or [], list):
@@ -96,7 +99,7 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
         if not targets:
             raise RecipeError(f"{recipe}: unknown key {shown(key)!r}, {meant(key, known)}")
         for index in targets:
-            if path.startswith("keep.") and path != "keep.align" and index not in replaced:
+            if path.startswith("keep.") and path not in _BESIDE_MEASURES and index not in replaced:
                 steps[index]["keep"] = _without_measure(steps[index].get("keep"))
                 replaced.add(index)
             with located(f"{recipe}: "):
@@ -105,7 +108,8 @@ def with_changes(data: dict[str, Any], changes: Mapping[str, Any], specification
 
 
 def _without_measure(keep: Any) -> dict[str, Any]:
-    return {"align": keep["align"]} if isinstance(keep, dict) and "align" in keep else {}
+    beside = [path.removeprefix("keep.") for path in _BESIDE_MEASURES]
+    return {name: keep[name] for name in beside if name in keep} if isinstance(keep, dict) else {}
 
 
 def _known_paths(step: Any) -> list[str]:

@@ -24,7 +24,7 @@ from harness_ext.methods import Method, registered_methods
 from harness_ext.methods.budget import Keep, pays
 from harness_ext.methods.search_registry import Search, registered_searches
 from harness_ext.model.layout import Matrix, layer_numbers
-from harness_ext.model.size import stored_parameters
+from harness_ext.model.size import FACTORS, PIFA, stored_parameters
 
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""
@@ -201,7 +201,7 @@ class Step(BaseModel):
     factored: whether the model computes with two low-rank layers; its outputs are those of the dense product within
     rounding. `true`: where they are faster than the matrix (`methods.budget.pays`), at ranks rounded down for that
     (`keep.align: auto`, where the step says nothing of it). `always`: wherever they hold fewer numbers, at ranks as
-    asked.
+    asked; beside `keep.format: pifa`, wherever pivot rows do, so that an export has them.
     """
 
     model_config = STRICT
@@ -282,7 +282,7 @@ class Step(BaseModel):
         """Whether a matrix `[m, n]` that an edit leaves at this rank is kept as two factors."""
         if self.factored is True:
             return pays(shape, rank)
-        return bool(self.factored) and stored_parameters(shape, rank) < shape[0] * shape[1]
+        return bool(self.factored) and stored_parameters(shape, rank, counted_as(self)) < shape[0] * shape[1]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -344,6 +344,33 @@ def components_among(step: Step, matrices: Sequence[Matrix]) -> list[tuple[Matri
                 f" matrices=[{', '.join(method.components)}], or some of them"
             )
     return [(matrix, method.components[matrix.role or ""]) for matrix in matrices if method.components]
+
+
+def counted_as(step: Step) -> str:
+    """The format in which what a step keeps is counted, `factors` or `pifa`."""
+    return FACTORS if step.keep is None else step.keep.form
+
+
+def not_counted(steps: Sequence[Step]) -> str | None:
+    """Why what one of these steps keeps cannot be counted in pivot rows; None where it can, or need not be."""
+    for step in steps:
+        if counted_as(step) != PIFA:
+            continue
+        method = described(step.method)
+        if isinstance(method, Method) and (method.shares or method.rank_from_weights):
+            return (
+                f"pifa keeps each matrix as rows of its own at one rank, and {step.method} makes it of"
+                f" {'a basis that others share' if method.shares else 'several pieces'}: leave it out, or choose"
+                " another method"
+            )
+        if step.factored is True:
+            return (
+                "factored=true takes two factors for their speed, and at the ranks of pifa they have none: leave"
+                " factored out, and export with --format pifa"
+            )
+        if any(other.healing is not None for other in steps):
+            return f"{HEAL} trains two factors, which at the ranks of pifa are larger than the matrix: leave one out"
+    return None
 
 
 def not_healed(steps: Sequence[Step]) -> str | None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.digests import combined, tensor_digest
-from harness_ext.model.factored_checkpoint import FACTORS, PIFA, WEIGHTS, WEIGHTS_INDEX, described, low_rank_layers
+from harness_ext.model.factored_checkpoint import WEIGHTS, WEIGHTS_INDEX, described, low_rank_layers
 from harness_ext.model.low_rank import LowRankLinear
 from harness_ext.model.pivot_rows import pivot_rows
-from harness_ext.recipe.schema import takes_units
+from harness_ext.model.size import FACTORS, PIFA
+from harness_ext.recipe.schema import counted_as, takes_units
 from harness_ext.runs.export import edited_model, export_card, export_receipt, save, write_folder
 from harness_ext.storage import rundir
 from leaderboard.readers.secrets import redacted_command
@@ -81,6 +82,7 @@ def export_factored_recipe(
             " which would hold more numbers than the matrices have: export it without --format, which leaves hidden"
             " units out where the config allows that"
         )
+    _check_counted(recipe, to.form)
     lm = edited_model(_with_factors(recipe), to.place, model_args, source, report)
     return export_factored(lm, to, str(model_args["pretrained"]), redacted_command(command))
 
@@ -118,8 +120,23 @@ def export_factored(lm: RecipeLM, to: Destination, model_name: str, command: lis
     return written
 
 
+def _check_counted(recipe: Recipe, form: str) -> None:
+    """Raise UserError where ranks that pivot rows pay for would be written as two factors."""
+    if FORMATS[form] != PIFA and any(counted_as(step) == PIFA for step in recipe.steps):
+        raise UserError(
+            f"{recipe.label} counts in pivot rows (keep.format=pifa), and two factors of its ranks would hold more"
+            " numbers than it promises: use --format pifa, or leave keep.format out"
+        )
+
+
 def _with_factors(recipe: Recipe) -> Recipe:
-    steps = tuple(step if step.factored else step.model_copy(update={"factored": True}) for step in recipe.steps)
+    """The same with low-rank layers: at ranks as asked where pivot rows pay for them, since rounding would give away
+    what they have won.
+    """
+    steps = tuple(
+        step if step.factored else step.model_copy(update={"factored": "always" if counted_as(step) == PIFA else True})
+        for step in recipe.steps
+    )
     return recipe.model_copy(update={"steps": steps})
 
 
@@ -159,7 +176,8 @@ def _receipt(
     lm: RecipeLM, model_name: str, command: list[str], written: WrittenFactors, state: Mapping[str, Tensor], form: str
 ) -> dict[str, Any]:
     """The receipt of any export, and what the folder holds. parameters, bytes: as stored in this format, of which the
-    totals, which are of two factors, know nothing.
+    totals know nothing where they are of two factors. pivot_indices: of pivot rows, how many rows are told the places
+    of, which are no parameters; a budget in that format counts them.
     """
     parameters = {name: state.get(name, value) for name, value in lm.model.named_parameters()}
     stored = {
@@ -169,6 +187,9 @@ def _receipt(
         "bytes": sum(value.numel() * value.element_size() for value in parameters.values()),
         "largest_error": written.largest_error,
     }
+    if form == PIFA:
+        parts = [part for layer in low_rank_layers(lm.model).values() for part in layer.parts]
+        stored["pivot_indices"] = sum(len(part.right) for part in parts)
     digest = combined(parameters, lambda name: tensor_digest(parameters[name]))
     receipt = export_receipt(lm, model_name, command)
     return {**receipt, "stored_as": stored, "weights": {**receipt["weights"], "digest_after": digest}}

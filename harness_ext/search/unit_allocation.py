@@ -1,5 +1,6 @@
 """How many units each layer keeps, by a rule on how far it turns its hidden states; the same share for the queries and
-keys, the values and the hidden units of a layer, since the price of a layer is told of it as a whole.
+keys, the values and the hidden units of a layer, since the price of a layer is told of it as a whole. Or by the
+variance of its hidden units, which tells of these alone.
 
 Nothing is tried before the outcome: ordinary steps, one for each kind of component, with a share for each matrix.
 """
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness_ext.errors import UserError
-from harness_ext.methods.layer_budgets import LayerRule, LayerShares, by_angle, by_influence
+from harness_ext.errors import UserError, VariantFailed
+from harness_ext.methods.layer_budgets import LayerRule, LayerShares, by_angle, by_influence, by_variance
 from harness_ext.methods.search_registry import Fraction, SearchResult, of_components, search
-from harness_ext.methods.unit_selection import Ranking
+from harness_ext.methods.unit_selection import Ranking, unexplained_variances
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
 
@@ -28,14 +31,15 @@ _METHODS = {
 }
 """By the role of the matrix that stands for a component, in the order of the steps."""
 _LEAST_SHARE = 1e-6
+_MOMENT = "input_second_moment"
 
 
 @of_components({"k_proj": "scores", "v_proj": "unattended", "o_proj": "values", "down_proj": "mlp"})
 @search(
     summary="A share of units for every layer under one mean, by how far the layer turns its hidden states.",
     trials=lambda shapes, settings: int(bool(shapes)),
-    # the steps that it finds gather it
-    statistics=("input_second_moment",),
+    # `cumulative-variance` gathers it, and so do the steps that are found
+    statistics=(_MOMENT,),
 )
 def allocate_units(
     evaluator: CandidateEvaluator,
@@ -51,12 +55,18 @@ def allocate_units(
     """The rules are those of `harness_ext.methods.layer_budgets`. unit_fraction: the mean over layers of the share that
     stays. epsilon, cap: of `block-influence`; a small epsilon cuts some layers far more than others, and none loses
     more than the cap. ranking, refit: of hidden units, as in `mlp_select`. The values are mixed by those of single
-    tokens where `v_proj` is named, by attended ones where `o_proj` is.
+    tokens where `v_proj` is named, by attended ones where `o_proj` is. `cumulative-variance` takes units in the order
+    of the ranking, and is of hidden units alone: `matrices: [down_proj]`.
     """
     _check_mixed_once(evaluator.matrices)
+    _check_rule(evaluator.matrices, rule)
     if unit_fraction == 1:
         return SearchResult((), reason="its budget, unit_fraction 1, takes no units away")
-    shares = _shares(evaluator, 1 - unit_fraction, rule, epsilon, cap)
+    shares = (
+        by_variance(_variances(evaluator, ranking), 1 - unit_fraction)
+        if rule == "cumulative-variance"
+        else _shares(evaluator, 1 - unit_fraction, rule, epsilon, cap)
+    )
     settings = {"mlp_select": {"ranking": ranking, "refit": refit}}
     steps = tuple(
         _step(evaluator, method, own, shares.removed) | settings.get(method, {})
@@ -74,6 +84,37 @@ def _check_mixed_once(matrices: Sequence[Matrix]) -> None:
             f"v_proj and o_proj of layer {min(layer or 0 for layer in both)} are both named, and its values would be"
             " mixed twice: name v_proj to mix them by single tokens, or o_proj to mix them by attended ones"
         )
+
+
+def _check_rule(matrices: Sequence[Matrix], rule: LayerRule) -> None:
+    others = sorted({matrix.role or "" for matrix in matrices} - {"down_proj"})
+    if rule == "cumulative-variance" and others:
+        raise UserError(
+            f"the rule cumulative-variance is of the variance of hidden units, and {others[0]} has none: set"
+            " matrices=[down_proj], or another rule"
+        )
+
+
+def _require_finite(moment: Tensor, matrix: Matrix) -> None:
+    if not bool(moment.isfinite().all()):
+        reason = (
+            f"the {_MOMENT} of {matrix.key} over the calibration documents holds a NaN or an infinity: its inputs"
+            " overflow; load the model in float32 or bfloat16"
+        )
+        raise VariantFailed("non_finite_statistic", reason, matrix.key)
+
+
+def _variances(evaluator: CandidateEvaluator, ranking: Ranking) -> dict[int, list[float]]:
+    """Of every layer, by its number, what its hidden units have that those before them do not explain."""
+    found: dict[int, list[float]] = {}
+    for matrices, learned in evaluator.gather_in_parts(evaluator.matrices, frozenset({_MOMENT})):
+        for matrix in matrices:
+            dense = evaluator.weight(matrix).double()
+            moment = learned[matrix.key][_MOMENT].to(dense.device)
+            _require_finite(moment, matrix)
+            own = evaluator.generator(matrix, evaluator.step.seed)
+            found[matrix.layer or 0] = unexplained_variances(dense, moment, ranking, own).tolist()
+    return found
 
 
 def _shares(evaluator: CandidateEvaluator, removed: float, rule: LayerRule, epsilon: float, cap: float) -> LayerShares:
@@ -103,5 +144,6 @@ def _told(rule: LayerRule, epsilon: float, shares: LayerShares) -> str:
     """What the receipt says of the shares."""
     raised = "" if shares.epsilon in (None, epsilon) else f" (raised from {epsilon:.4g}, for the cap)"
     used = "" if shares.epsilon is None else f" with epsilon {shares.epsilon:.4g}{raised}"
+    used += "" if shares.tau is None else f" with tau {shares.tau:.6g}"
     each = ", ".join(f"{layer}: {share:.4g}" for layer, share in sorted(shares.removed.items()))
     return f"share of its units that each layer loses, by {rule}{used}: {each}"

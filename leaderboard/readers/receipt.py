@@ -180,7 +180,8 @@ class MatrixRecord(ReceiptMatrix):
     rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; absent of others. The lost
     ones are zero, and parameters_after counts the matrix without them. Of a feeding matrix the two counts are with the
     bias. sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first
-    of them alone; absent where none does.
+    of them alone; absent where none does. counted_as: `pifa` where parameters_after is of pivot rows, their places
+    counted, rather than of two factors; absent else.
     """
 
     step: Whole
@@ -201,6 +202,7 @@ class MatrixRecord(ReceiptMatrix):
     rows_kept: Whole | None = None
     columns_kept: Whole | None = None
     sharing: Whole | None = None
+    counted_as: str | None = None
 
 
 class ReceiptCalibration(ReceiptPart):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from harness_ext.errors import UserError
 from harness_ext.methods.budget import Keep, NotedKeep, pays
+from harness_ext.model.size import stored_parameters
 
 SIZES = st.integers(1, 400)
 
@@ -36,6 +37,43 @@ def test_two_factors_fit_the_parameter_budget_and_one_more_component_would_not(
     rank = Keep(param_fraction=share).rank_for((rows, columns))
     assert rank == 1 or rank * (rows + columns) <= share * rows * columns * (1 + 1e-6)
     assert rank == min(rows, columns) or (rank + 1) * (rows + columns) > share * rows * columns * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("share", "rank"),
+    [(0.9, 2799), (0.8, 2263), (0.5, 1199)],  # as published for 4096 x 4096
+)
+def test_ranks_of_pivot_rows_are_the_published_ones(share: float, rank: int) -> None:
+    assert Keep(param_fraction=share, format="pifa").rank_for((4096, 4096)) == rank
+
+
+@given(SIZES, SIZES, st.floats(0.001, 1))
+def test_pivot_rows_and_their_places_fit_the_budget_at_the_largest_rank_that_does(
+    rows: int, columns: int, share: float
+) -> None:
+    keep = Keep(param_fraction=share, format="pifa")
+    rank, budget = keep.rank_for((rows, columns)), share * rows * columns
+    both = rows + columns + 1
+    published = int(((both - (both**2 - 4 * budget) ** 0.5) / 2) + 1e-7)
+    assert rank == min(max(1, published), rows, columns)
+    assert rank >= Keep(param_fraction=share).rank_for((rows, columns))
+
+    def numbers(of: int) -> int:
+        coefficients, pivots, places = (rows - of) * of, of * columns, of
+        return coefficients + pivots + places
+
+    assert stored_parameters((rows, columns), rank, "pifa") == min(numbers(rank), rows * columns)
+    assert rank == 1 or numbers(rank) <= budget * (1 + 1e-6)
+    assert rank == min(rows, columns) or numbers(rank + 1) > budget * (1 - 1e-6)
+    assert keep.is_below_one((rows, columns)) == (budget < numbers(1) * (1 - 1e-9))
+
+
+def test_a_format_goes_with_any_measure_and_the_usual_one_is_said_by_saying_nothing() -> None:
+    assert Keep(rank=3, format="factors") == Keep(rank=3) and Keep(rank=3).model_dump(exclude_none=True) == {"rank": 3}
+    assert Keep(rank=3, format="pifa").rank_for((8, 8)) == 3 and Keep(rank=3, format="pifa").form == "pifa"
+    assert Keep(ranks={"a": 3}, format="pifa", align=2).of("a") == Keep(rank=3, format="pifa", align=2)
+    with pytest.raises(ValueError, match="align: auto knows the speed of two factors"):
+        Keep(rank=3, format="pifa", align="auto")
 
 
 @given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=40), st.floats(0.01, 1))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_ext.errors import UserError
-from harness_ext.methods.layer_budgets import by_angle, by_influence
+from harness_ext.methods.layer_budgets import by_angle, by_influence, by_variance
 
 INFLUENCES = st.lists(st.floats(0, 2), min_size=1, max_size=12)
 SHARES = st.floats(0.01, 0.7)
@@ -71,3 +71,47 @@ def test_by_angle_layers_keep_in_proportion_and_never_more_than_all(angles: list
     for angle, share in below:
         for other, beside in below:
             assert share * other == pytest.approx(beside * angle, abs=1e-9) or max(angles) == 0
+
+
+VARIANCES = st.lists(st.lists(st.floats(1e-6, 10), min_size=2, max_size=9), min_size=1, max_size=5)
+
+
+def fewest(variances: numpy.ndarray, tau: float) -> int:
+    """By trial: the least k whose first k variances are tau of all."""
+    return next(k for k in range(1, len(variances) + 1) if variances[:k].sum() >= tau * variances.sum() * (1 - 1e-12))
+
+
+@settings(deadline=None)
+@given(VARIANCES, st.floats(0.01, 0.9))
+def test_by_variance_every_layer_keeps_the_fewest_units_of_one_tau_within_the_budget(
+    variances: list[list[float]], removed: float
+) -> None:
+    found = by_variance(dict(enumerate(variances)), removed)
+    kept = 1 - numpy.array(list(found.removed.values()))
+    assert found.tau is not None and 0 <= found.tau <= 1
+    own = [numpy.array(one) for one in variances]
+    numpy.testing.assert_allclose(kept, [fewest(one, found.tau) / len(one) for one in own], atol=1e-12)
+    least = numpy.mean([1 / len(one) for one in own])
+    assert kept.mean() <= max(1 - removed, least) + 1e-9
+    # The next tau at which a layer would keep another unit is beyond the budget.
+    ends = [one[:k].sum() / one.sum() for one in own for k in range(1, len(one))]
+    beyond = [end for end in ends if end > found.tau + 1e-9]
+    if beyond and found.tau > 0:
+        after = min(beyond) + 1e-9
+        assert numpy.mean([fewest(one, min(1.0, after)) / len(one) for one in own]) > 1 - removed - 1e-9
+
+
+def test_by_variance_layers_alike_lose_alike_and_those_of_few_strong_units_more() -> None:
+    assert by_variance({3: [2.0, 1.0, 1.0, 0.5], 7: [4.0, 2.0, 2.0, 1.0]}, 0.5).removed == {3: 0.5, 7: 0.5}
+    found = by_variance({0: [100.0, 1, 1, 1], 1: [1.0, 1, 1, 1]}, 0.375)
+    assert found.removed == {0: 0.75, 1: 0.0}
+    shares = [by_variance({0: [8.0, 4, 2, 1], 1: [5.0, 4, 3, 2]}, removed) for removed in (0.1, 0.3, 0.5, 0.7)]
+    taus = [one.tau or 0 for one in shares]
+    assert taus == sorted(taus, reverse=True)
+    for layer in (0, 1):
+        lost = [one.removed[layer] for one in shares]
+        assert lost == sorted(lost)
+
+
+def test_by_variance_a_layer_without_any_keeps_one_unit() -> None:
+    assert by_variance({0: [0.0] * 4, 1: [2.0, 1.0, 1.0, 1.0]}, 0.25).removed == {0: 0.75, 1: 0.0}

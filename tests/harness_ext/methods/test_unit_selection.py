@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from harness_ext.calibration.statistics import InputSecondMoment, InputSecondMomentByHalves
 from harness_ext.errors import RecipeError
 from harness_ext.linalg.components import Component, ComponentEdit
-from harness_ext.methods.unit_selection import REFITTED, SELECTED, UNTESTED, mlp_select
+from harness_ext.methods.unit_selection import (
+    REFITTED,
+    SELECTED,
+    UNTESTED,
+    mlp_select,
+    order_of,
+    unexplained_variances,
+)
 from harness_ext.recipe.recipe import parse_recipe
 
 RANKINGS = ("leverage", "zca", "energy", "a3", "obs", "random")
@@ -140,6 +147,33 @@ def test_no_ranking_refitted_beats_what_the_exact_price_does_for_one_unit(case: 
     hidden = Hidden(rows, units, seed, (units - 1) / units)
     errors = {name: hidden.error(hidden.edit(name).weight().numpy(), hidden.ridged) for name in RANKINGS}
     assert errors["obs"] <= min(errors.values()) * (1 + 1e-9) + 1e-12
+
+
+@given(CASES, st.sampled_from(RANKINGS))
+@settings(deadline=None, max_examples=30)
+def test_what_units_before_do_not_explain_is_a_least_squares_residual(
+    case: tuple[int, int, int, float], ranking: str
+) -> None:
+    hidden = Hidden(*case)
+    weight, ridged = torch.tensor(hidden.weight), torch.tensor(hidden.ridged)
+
+    def drawn() -> torch.Generator:
+        return torch.Generator().manual_seed(1)
+
+    order = order_of(weight, ridged, ranking, drawn()).tolist()  # type: ignore[arg-type]
+    assert sorted(order) == list(range(len(hidden.hidden)))
+    assert sorted(order[: hidden.count]) == hidden.kept(hidden.edit(ranking))
+    found = unexplained_variances(weight, torch.tensor(hidden.moment), ranking, drawn())  # type: ignore[arg-type]
+    for place, unit in enumerate(order):
+        before, own = hidden.hidden[order[:place]].T, hidden.hidden[unit]
+        left = own - before @ numpy.linalg.lstsq(before, own, rcond=None)[0] if place else own
+        scale = numpy.trace(hidden.moment)
+        assert float(found[place]) == pytest.approx((left**2).sum() / 96, rel=1e-6, abs=1e-10 * scale)
+
+
+def test_dead_units_explain_nothing_and_have_nothing_to_explain() -> None:
+    dead = torch.zeros(4, 4, dtype=torch.float64)
+    assert not unexplained_variances(torch.ones(2, 4).double(), dead, "zca", torch.Generator()).any()
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)

@@ -19,8 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import harness_ext
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.editing.controls import control_recipe
+from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.model_loading import load_model
+from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.factored_checkpoint import WEIGHTS, low_rank_layers
 from harness_ext.model.pivot_rows import PivotRowsLinear
 from harness_ext.model.weights import model_digest
@@ -293,6 +296,77 @@ def test_an_extra_tensor_is_told(honest: Path) -> None:
     _tensors(lambda held: held.update({f"{UP}.lefts.1": torch.zeros(4, 4)}))(honest)
     lm = load_model("out", {"pretrained": str(honest)})
     assert lm.unexpected_weights == [f"{UP}.lefts.1"]
+
+
+# Budgets that count in pivot rows
+
+BUDGET = "svd:keep.param_fraction=0.7,keep.format=pifa"
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("llama", "float32"), ("gpt2", "bfloat16")])
+def test_an_export_has_the_numbers_that_run_plan_and_control_promise(
+    make_lm, family: str, dtype: str, tmp_path: Path
+) -> None:
+    lm, recipe = make_lm(family, dtype=dtype), parse_recipe(BUDGET)
+    planned = plan(recipe, read_checkpoint(lm.loaded_from))
+    applied = lm.apply(recipe, documents)
+    records, promised = applied.records, lm.totals()["parameters_after"]
+    for record in records:
+        (rows, columns), rank = record.shape, record.rank_after
+        assert record.counted_as == "pifa" and record.stored == "dense"
+        assert record.parameters_after == rank * (rows + columns + 1) - rank**2 <= 0.7 * rows * columns
+        assert rank > 0.7 * rows * columns / (rows + columns)
+    assert planned.parameters_after == promised
+    assert sum(group.number * group.parameters_after for group in planned.groups) == sum(
+        record.parameters_after for record in records
+    )
+    receipt = {"matrices": [record.to_json() for record in records], "searches": []}
+    lm.undo()
+    control = lm.apply(control_recipe("random-subspace", recipe, receipt), documents)
+    assert {(one.name, one.part): one.rank_after for one in control.records} == {
+        (one.name, one.part): one.rank_after for one in records
+    }
+    assert lm.totals()["parameters_after"] == promised
+    lm.undo()
+    expected = exported(lm, tmp_path / "out", f"{BUDGET},factored=always", "pifa")
+    stored = json.loads((tmp_path / "out" / "receipt.json").read_text())["stored_as"]
+    assert stored["layers"] == len(low_rank_layers(lm.model)) == len({record.name for record in records})
+    assert stored["parameters"] + stored["pivot_indices"] == promised == lm.totals()["parameters_after"]
+    assert stored["pivot_indices"] == sum(record.rank_after for record in records)
+    reloaded = loaded(tmp_path / "out")
+    assert sum(value.numel() for value in reloaded.parameters()) == stored["parameters"]
+    share = 1e-5 if dtype == "float32" else 0.1
+    assert (logits(reloaded) - expected).norm() <= share * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("specification", "why"),
+    [
+        ("basis-sharing:keep.format=pifa", "makes it of a basis that others share"),
+        ("svd:keep.format=pifa,factored=true", "factored=true takes two factors for their speed"),
+        ("svd-llm-lora:keep.format=pifa", "heal trains two factors"),
+        ("svd:keep.format=zip", "keep.format"),
+        ("lems:keep.format=pifa", "unknown key"),
+    ],
+)
+def test_what_cannot_be_counted_in_pivot_rows(specification: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        parse_recipe(specification)
+
+
+def test_pieces_of_a_matrix_have_no_pivot_rows_of_one_rank() -> None:
+    step = {"method": "truncate_clusters", "matrices": ["mlp"], "keep": {"rank": 2, "format": "pifa"}}
+    with pytest.raises(UserError, match="makes it of several pieces: leave it out, or choose another method"):
+        harness_ext.load_recipe({"name": "mine", "steps": [step]})
+
+
+def test_two_factors_of_ranks_for_pivot_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="use --format pifa, or leave keep.format out"):
+        harness_ext.export(BUDGET, tmp_path / "out", pretrained="demo", format="factored")
+    assert (
+        parse_recipe(BUDGET.replace("pifa", "factors")).recipe_id
+        == parse_recipe("svd:keep.param_fraction=0.7").recipe_id
+    )
 
 
 # In commands

@@ -70,6 +70,54 @@ def test_angles_are_those_between_hidden_states(make_lm: Any) -> None:
     numpy.testing.assert_allclose(kept / kept.mean(), angles / angles.mean(), rtol=1e-5)
 
 
+def moments(lm: Any, layers: Any, documents: Any) -> list[numpy.ndarray]:
+    """Of the hidden units of every layer, one document at a time: `[n, n]`."""
+    seen: list[list[numpy.ndarray]] = [[] for _ in layers]
+    handles = [
+        layer.mlp.down_proj.register_forward_pre_hook(
+            lambda module, args, place=place: seen[place].append(args[0][0].double().numpy())
+        )
+        for place, layer in enumerate(layers)
+    ]
+    for document in documents:
+        context, answer = lm._encode_pair(document.context, document.answer)
+        with torch.no_grad():
+            lm.model(torch.tensor([(context + answer)[:-1]]))
+    for handle in handles:
+        handle.remove()
+    return [states.T @ states / len(states) for states in map(numpy.concatenate, seen)]
+
+
+def test_by_variance_every_layer_has_one_share_of_it(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 8)
+    reached = []
+    for moment in moments(lm, layers_in(lm), documents):
+        values, vectors = numpy.linalg.eigh(moment + 1e-2 * numpy.eye(len(moment)))
+        order = numpy.argsort(-1 / (vectors**2 @ values**-0.5) ** 2)
+        left = [
+            moment[unit, unit] - moment[unit, own] @ numpy.linalg.pinv(moment[numpy.ix_(own, own)]) @ moment[own, unit]
+            for place, unit in enumerate(order)
+            for own in [order[:place]]
+        ]
+        reached.append(numpy.cumsum(left) / numpy.sum(left))
+    specification = "modegpt:matrices=[down_proj],rule=cumulative-variance,ranking=zca,unit_fraction=0.4"
+    (step,) = found_by(lm, specification, documents)
+    kept = [round(share * len(own)) for share, own in zip(step["unit_fraction"].values(), reached, strict=True)]
+    assert step["ranking"] == "zca" and numpy.mean(list(step["unit_fraction"].values())) <= 0.4 + 1e-9
+    # One tau lies between what every layer has reached, and what it had a unit before.
+    assert max(own[count - 2] for own, count in zip(reached, kept, strict=True)) < min(
+        own[count - 1] for own, count in zip(reached, kept, strict=True)
+    )
+    assert sum(kept) >= 0.4 * sum(map(len, reached)) - len(kept)
+
+
+def test_by_variance_of_hidden_units_alone(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    with pytest.raises(UserError, match="of the variance of hidden units, and k_proj has none: set matrices="):
+        lm.apply(parse_recipe("modegpt:rule=cumulative-variance"), drawing(documents_for(lm, 4)))
+
+
 def test_its_control_has_the_same_shares_and_the_receipt_tells_them(make_lm: Any) -> None:
     lm, recipe = make_lm("llama"), parse_recipe("modegpt:epsilon=0.05")
     documents, digest = documents_for(lm, 8), lm.weights.digest()
