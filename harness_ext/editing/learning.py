@@ -25,7 +25,7 @@ from harness_ext.editing.measured import (
     means_by_task,
     searched,
 )
-from harness_ext.editing.sharing import in_groups
+from harness_ext.editing.sharing import in_groups, in_refitted_groups, refits_groups
 from harness_ext.errors import UserError
 from harness_ext.methods import Svd
 from harness_ext.methods.registry import sink_use
@@ -122,7 +122,10 @@ def _learned(
         return
     learned = _at_once(context, walk, matrices, batches, record)
     if method.shares:
-        yield from in_groups(context, learned, matrices)
+        shared = in_groups(context, learned, matrices)
+        if refits_groups(step):
+            shared = in_refitted_groups(context, shared, _of_the_edited(context, walk, matrices, batches), matrices)
+        yield from shared
         return
     if not method.decides_among_all:
         yield from learned
@@ -219,6 +222,18 @@ def _at_once(
         # Walked to its end, which has the loss besides.
         cache.losses[losses] = means_by_task(walk.losses)
         record.losses.before = _finite(context, cache.losses[losses])
+
+
+def _of_the_edited(
+    context: StepContext, walk: LayerWalk | None, matrices: Sequence[Matrix], batches: DocumentBatches
+) -> Iterator[Learned]:
+    """All that is learned is of the model as it is when this begins, in the middle of a step: nothing is kept of it."""
+    if walk is not None:
+        yield from replace(walk, losses={}).as_it_is(matrices)
+        return
+    found = gather(context.model.lm, matrices, method_of(context.step).gathered, batches, _decomposing(context))
+    for matrix in matrices:
+        yield [matrix], {matrix.key: found.get(matrix.key, {})}
 
 
 def _whole_passes(

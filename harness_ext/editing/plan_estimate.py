@@ -25,6 +25,7 @@ from harness_ext.editing.plan_passes import (
     tokenising_seconds,
     watching_seconds,
 )
+from harness_ext.editing.sharing import held_by_refit, refits_groups
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import registered_searches
 from harness_ext.methods.statistic_registry import statistics_among
@@ -146,15 +147,16 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         walked, removals = 2 * rounds, rounds * 2 * step.search.at_once
         return Passes(around + walked + removals, rounds, rounds, at_most=True, layer_by_layer=walked)
     tried = _removals(step, matrices) if method.tries else 0.0
+    times = 1.0 + refits_groups(step)
     if not _is_walked(matrices):
-        once = _whole_passes(plan, matrices, method.gathered, sequential=bool(step.sequential))
-        return Passes(around + once + tried, once * gradients, 1.0, at_most=method.tries)
+        once = times * _whole_passes(plan, matrices, method.gathered, sequential=bool(step.sequential))
+        return Passes(around + once + tried, once * gradients, times, at_most=method.tries)
     # One of the two losses comes with the walk; gradients take a further run of each layer, and so do stages.
     walked = 1.0 + gradients
     if step.sequential and not gradients:
         walked = 1.0 + _SHARE_OF_STAGE * len(stages(matrices)) / max(1, len({matrix.layer for matrix in matrices}))
         walked *= 1 + method.compares_with_unedited
-    return Passes(around / 2 + walked + tried, float(gradients), 1.0, method.tries, walked)
+    return Passes(around / 2 + times * walked + tried, float(gradients), times, method.tries, times * walked)
 
 
 def _passes_under_masks(step: Step, around: float) -> Passes:
@@ -213,7 +215,8 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
     if not _documents(step) or not own:
         return Held(0, 0)
     widest = max(sum(item.matrix.shape) for item in own)
-    kept, learning = held_by_training(step, own) + held_by_search(step, own), 0
+    kept = held_by_training(step, own) + held_by_search(step, own) + held_by_refit(step, [item.matrix for item in own])
+    learning = 0
     if not step.is_search or _names(step):
         passes, batch = passes_of(plan, number, step), _batch(plan, step)
         of_logits = batch.of_all if passes.backward else _ANSWER * batch.documents

@@ -11,9 +11,15 @@ gives each layer the best left factor for its own second moment C_l,
 
     L_l = W_l C_l R^T (R C_l R^T)^-1
 
-which is never worse on the texts; alternating between the two factors would gain a little more. The paper's own refit
-at 40 % removed and more goes by the inputs that the compressed model has; on those of the original model it changes
-nothing, and it is not made here.
+which is never worse on the texts; alternating between the two factors would gain a little more. `refit: group` is the
+released refit, for 40 % removed and more. All matrices are truncated, the documents go through the model once more, and
+with C' the sum of the second moments of the group's inputs as they are then,
+
+    L_l = W_l C' R^T (R C' R^T)^-1
+
+one C' for all layers of the group; R stays, and the outputs aimed at are those of W_l on these inputs, not those of the
+original model. Of all L_l it leaves the least error for inputs as C' has them, which is not the least for each layer's
+own; on the inputs of the original model it would change nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +44,11 @@ Role = Literal[
 ]  # fmt: skip
 SHARED_ROLES: tuple[Role, ...] = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """What the released code shares in models of Llama's kind; the others are truncated each by itself."""
-Refit = Literal["none", "layer"]
+Refit = Literal["none", "group", "layer"]
+BY_GROUPS: Refit = "group"
+"""The refit for which the documents go through the truncated model."""
+REFITTED = "refitted to the compressed model's inputs"
+"""Where the left factor is from, in the receipt."""
 # What of the mean square of the shared coordinates is added to them, so that directions which no text shows stay.
 _RIDGE = 1e-10
 
@@ -57,7 +67,8 @@ def shared_basis(
     """The factors of a group of matrices, each `[m, n]`, from the second moments `[n, n]` of their inputs; in fp64.
 
     keep: of the matrices on top of each other, `[g m, n]`: of `param_fraction`, what R takes counts once. Its energy is
-    a share of the sum of the eigenvalues.
+    a share of the sum of the eigenvalues. refit: `group` takes the second moments of the truncated model, and comes
+    later (`refitted_together`).
     """
     import torch
 
@@ -68,12 +79,27 @@ def shared_basis(
     directions, fallback = leading_directions(stacked, eigenvalues, eigenvectors, rank)
     right = directions.T @ stacked
     lefts = directions.split([len(weight) for weight in weights])
-    if refit == "layer" and rank:
+    if refit == "layer":
         lefts = tuple(
             refitted(left, right, weight.double(), moment.double())
             for left, weight, moment in zip(lefts, weights, moments, strict=True)
         )
     return SharedBasis(tuple(lefts), right, fallback)
+
+
+def refitted_together(basis: SharedBasis, weights: Sequence[Tensor], moments: Sequence[Tensor]) -> SharedBasis:
+    """The same right factor with the left ones that are best for the sum of these second moments `[n, n]`, in fp64.
+    weights: those of the group, each `[m, n]`.
+    """
+    import torch
+
+    total = torch.stack([moment.double() for moment in moments]).sum(0)
+    right = basis.right.double()
+    lefts = [
+        refitted(left.double(), right, weight.double(), total)
+        for left, weight in zip(basis.lefts, weights, strict=True)
+    ]
+    return basis._replace(lefts=tuple(lefts), right=right)
 
 
 def refitted(left: Tensor, right: Tensor, weight: Tensor, moment: Tensor) -> Tensor:
@@ -82,6 +108,8 @@ def refitted(left: Tensor, right: Tensor, weight: Tensor, moment: Tensor) -> Ten
     """
     import torch
 
+    if not len(right):
+        return left
     seen = moment @ right.T
     gram = right @ seen
     scale = gram.diagonal().mean()
@@ -114,7 +142,8 @@ def basis_sharing(
     input_second_moment: `[n, n]`, the mean of `x x^T` over tokens. shared_place: two whole numbers, the place of W in
     its group and how many it has; the first counts the basis. layers_in_group: so many consecutive layers of the step's
     share one; the last of an odd number has one of its own. share: the roles that do; all others are truncated by
-    themselves, which is `svd-llm`. `param_fraction` is of the numbers of a group, its basis counted once.
+    themselves, which is `svd-llm`. refit: `layer` by the inputs of each layer, `group` by those that the group has in
+    the truncated model; see the module. `param_fraction` is of the numbers of a group, its basis counted once.
     """
     import torch
 
@@ -126,7 +155,8 @@ def basis_sharing(
         product = (shared_left @ shared_right).to(weight)
         one = torch.eye(min(rows, columns), dtype=weight.dtype, device=weight.device)
         left, right = (one, product) if rows <= columns else (product, one)
-    return Edit(left, right, numbers=shared_numbers((rows, columns), rank, place, count))
+    origin = REFITTED if refit == BY_GROUPS else None
+    return Edit(left, right, numbers=shared_numbers((rows, columns), rank, place, count), decomposition=origin)
 
 
 def shared_numbers(shape: tuple[int, int], rank: int, place: int, count: int) -> int:

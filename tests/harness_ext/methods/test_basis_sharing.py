@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_ext.editing.controls import control_recipe
+from harness_ext.editing.edit_matrix import UNSEEN
+from harness_ext.editing.plan import plan
 from harness_ext.editing.records import totals
 from harness_ext.editing.sharing import groups_of
 from harness_ext.errors import RecipeError, UserError
-from harness_ext.methods.basis_sharing import shared_basis, shared_numbers
+from harness_ext.methods.basis_sharing import REFITTED, refitted_together, shared_basis, shared_numbers
 from harness_ext.methods.budget import Keep
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.model.checkpoint import read_checkpoint
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from tests.harness_ext.search.plain_search import documents_for, drawing
 
 CASES = st.tuples(st.integers(2, 8), st.integers(2, 10), st.integers(1, 4), st.integers(0, 2**31), st.floats(0.05, 1))
@@ -113,6 +116,65 @@ def test_alternating_least_squares_lies_a_little_below_the_refit(seed: int) -> N
     assert best <= refitted * (1 + 1e-9) and refitted < released
 
 
+def shifted(group: Group) -> Group:
+    """The same matrices behind truncated layers: other inputs."""
+    generator = numpy.random.default_rng(9)
+    moved = Group(2, 2, 1, 0)
+    moved.weights, moved.rank = group.weights, group.rank
+    moved.inputs = [inputs + 0.5 * generator.standard_normal(inputs.shape) for inputs in group.inputs]
+    moved.moments = [inputs @ inputs.T / 40 for inputs in moved.inputs]
+    return moved
+
+
+def refitted_to(group: Group, moved: Group) -> list[numpy.ndarray]:
+    found = refitted_together(
+        group.found(), list(map(torch.tensor, group.weights)), list(map(torch.tensor, moved.moments))
+    )
+    return [(left @ found.right).numpy() for left in found.lefts]
+
+
+@given(CASES)
+@settings(deadline=None, max_examples=40)
+def test_the_refit_of_a_group_is_the_published_one(case: tuple[int, int, int, int, float]) -> None:
+    """`A = (B^T C' B)^-1 B^T C' W^T`; of all left factors the best for inputs as all layers of the group have them, but
+    not for each layer on its own, for which its own refit is.
+    """
+    group = Group(*case)
+    moved = shifted(group)
+    found, total = refitted_to(group, moved), sum(moved.moments)
+    basis, size = group.found().right.numpy().T, max(abs(weight).max() for weight in group.weights)
+    for ours, weight in zip(found, group.weights, strict=True):
+        coefficients = numpy.linalg.solve(basis.T @ total @ basis, basis.T @ total @ weight.T)
+        numpy.testing.assert_allclose(ours, (basis @ coefficients).T, atol=1e-5 * size)
+    own = [
+        (basis @ numpy.linalg.solve(basis.T @ moment @ basis, basis.T @ moment @ weight.T)).T
+        for weight, moment in zip(group.weights, moved.moments, strict=True)
+    ]
+    slack = 1e-7 * moved.error([numpy.zeros_like(weight) for weight in group.weights])
+    assert moved.error(own) <= moved.error(found) + slack
+    moved.inputs = [numpy.hstack(moved.inputs)] * len(moved.inputs)
+    for other in (group.products(), group.products("layer"), own):
+        assert moved.error(found) <= moved.error(other) + len(moved.weights) * slack
+
+
+def test_on_the_inputs_of_the_original_model_the_refit_of_a_group_changes_nothing() -> None:
+    group = Group(5, 8, 3, 2)
+    for plain, found in zip(group.products(), refitted_to(group, group), strict=True):
+        numpy.testing.assert_allclose(plain, found, atol=1e-7)
+
+
+def test_at_full_rank_or_without_inputs_the_refit_of_a_group_changes_nothing() -> None:
+    group, unseen = Group(4, 7, 2, 1), Group(4, 7, 2, 1)
+    unseen.moments = [numpy.zeros((7, 7))] * 2
+    for plain, found in zip(group.products(), refitted_to(group, unseen), strict=True):
+        numpy.testing.assert_allclose(plain, found, atol=1e-12)
+    group.rank = 7
+    for weight, found in zip(group.weights, refitted_to(group, shifted(group)), strict=True):
+        numpy.testing.assert_allclose(weight, found, atol=1e-7)
+    group.rank = 0
+    assert all(not product.any() for product in refitted_to(group, shifted(group)))
+
+
 def test_inputs_alike_leave_nothing_to_refit() -> None:
     group = Group(4, 7, 3, 1)
     group.moments = [group.moments[0]] * 3
@@ -164,6 +226,115 @@ def test_consecutive_layers_of_a_role_are_grouped(make_lm) -> None:
     pairs = [group for group in groups if group[0].role in ("q_proj", "up_proj")]
     assert len(pairs) == 2 * -(-layers // 2)
     assert all(len(group) == 1 for group in groups if group not in pairs)
+
+
+def inputs_of(lm, matrices, documents) -> dict[str, numpy.ndarray]:
+    """What each matrix is handed, over all tokens of the documents, one at a time: `[n, N]`."""
+    seen: dict[str, list[torch.Tensor]] = {matrix.key: [] for matrix in matrices}
+    hooks = [
+        lm.model.get_submodule(matrix.module).register_forward_pre_hook(
+            lambda _, args, key=matrix.key: seen[key].append(args[0][0].double())
+        )
+        for matrix in matrices
+    ]
+    with torch.no_grad():
+        for document in documents:
+            before, after = lm._encode_pair(document.context, document.answer)
+            lm.model(torch.tensor([(before + after)[:-1]]))
+    for hook in hooks:
+        hook.remove()
+    return {key: torch.cat(parts).T.numpy() for key, parts in seen.items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_refit_of_groups_goes_by_the_truncated_model(make_lm, family: str) -> None:
+    """Against the formula with inputs taken from the model that `refit=none` leaves."""
+    lm = make_lm(family, dtype="float64")
+    documents = documents_for(lm)
+    draw = drawing(documents)
+    roles = ["q_proj", "up_proj", "down_proj"] if family == "llama" else ["q_proj", "v_proj"]
+    words = f"basis-sharing:keep.param_fraction=0.4,matrices=[{','.join(roles)}],share=[{','.join(roles[:2])}]"
+    matrices = select(lm, f"matrices=[{','.join(roles)}]")
+    groups = groups_of(matrices, roles[:2], 2)
+    original = {matrix.key: lm.weights.values(matrix).numpy() for matrix in matrices}
+    before = lm.weights.digest()
+    applied = lm.apply(parse_recipe(words), draw)
+    ranks = {" ".join(filter(None, (row.name, row.part))): row.rank_after for row in applied.records}
+    truncated = {matrix.key: lm.weights.values(matrix).numpy() for matrix in matrices}
+    inputs = inputs_of(lm, matrices, documents)
+    lm.undo()
+    again = lm.apply(parse_recipe(f"{words},refit=group"), draw)
+    moved = 0.0
+    for group in groups:
+        total = sum(inputs[matrix.key] @ inputs[matrix.key].T for matrix in group)
+        stacked = numpy.vstack([truncated[matrix.key] for matrix in group])
+        basis = numpy.linalg.svd(stacked, full_matrices=False)[2][: ranks[group[0].key]].T
+        for matrix in group:
+            coefficients = numpy.linalg.lstsq(basis.T @ total @ basis, basis.T @ total @ original[matrix.key].T)[0]
+            wanted, found = (basis @ coefficients).T, lm.weights.values(matrix).numpy()
+            lost = numpy.linalg.norm((found - wanted) @ inputs[matrix.key])
+            assert lost <= 1e-4 * numpy.linalg.norm(original[matrix.key] @ inputs[matrix.key])
+            moved = max(moved, float(abs(found - truncated[matrix.key]).max()))
+    assert moved > 1e-3
+    for row, plain in zip(again.records, applied.records, strict=True):
+        same = ("rank_after", "parameters_after", "sharing", "digest_before" if family == "llama" else "role")
+        assert [getattr(row, name) for name in same] == [getattr(plain, name) for name in same]
+        assert row.decomposition == REFITTED and plain.decomposition is None
+    assert again.records[0].digest_before == applied.records[0].digest_before
+    assert again.losses[0]["before"] == applied.losses[0]["before"]
+    lm.undo()
+    assert lm.weights.digest() == before
+
+
+def test_the_refit_of_groups_is_the_same_in_whole_passes(make_lm, monkeypatch) -> None:
+    lm = make_lm("llama", dtype="float64")
+    draw = drawing(documents_for(lm))
+    recipe = parse_recipe("basis-sharing:keep.param_fraction=0.4,refit=group")
+    found = []
+    for _ in range(2):
+        applied = lm.apply(recipe, draw)
+        found.append({record.name: lm.model.get_parameter(record.name).clone() for record in applied.records})
+        lm.undo()
+        monkeypatch.setattr("harness_ext.editing.learning.walk_through", lambda *_: None)
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name])
+
+
+def test_the_refit_of_groups_reaches_experts_and_factors(make_lm) -> None:
+    """Each expert by itself, one that saw nothing as it was; and products as the step would have them stored."""
+    lm = make_lm("mixtral", dtype="bfloat16")
+    before = lm.weights.digest()
+    words = "basis-sharing:keep.param_fraction=0.4,refit=group"
+    applied = lm.apply(parse_recipe(words), drawing(documents_for(lm, 4)))
+    assert {record.fallback for record in applied.records} <= {None, UNSEEN}
+    for record in applied.records:
+        assert record.fallback == UNSEEN or record.decomposition == REFITTED
+        assert record.sharing is None or record.role in ("q_proj", "k_proj", "v_proj")
+    lm.undo()
+    assert lm.weights.digest() == before
+    again = lm.apply(parse_recipe(f"{words},factored=always,matrices=[q_proj]"), drawing(documents_for(lm, 4)))
+    assert all(record.stored == "factors" and record.sharing is None for record in again.records)
+
+
+def test_the_refit_of_groups_starts_from_unedited_matrices(make_lm) -> None:
+    lm = make_lm("llama")
+    steps = [
+        {"method": "truncate_svd", "matrices": ["up_proj"], "keep": {"rank": 3}},
+        {"method": "basis_sharing", "matrices": ["all"], "keep": {"param_fraction": 0.5}, "refit": "group"},
+    ]
+    recipe = recipe_from({"name": "two", "summary": "Two.", "steps": steps}, origin="two", label="two")
+    with pytest.raises(UserError, match=r"up_proj.weight was edited by an earlier step, and refit=group"):
+        lm.apply(recipe, drawing(documents_for(lm)))
+
+
+def test_a_plan_counts_the_second_look(make_model) -> None:
+    checkpoint = read_checkpoint(str(make_model("llama")))
+    once, twice = (
+        plan(parse_recipe(f"basis-sharing:refit={refit}"), checkpoint).estimate.steps[0] for refit in ("none", "group")
+    )
+    assert twice.passes.gathering == 2 * once.passes.gathering == 2
+    assert twice.passes.forward == once.passes.forward + 1
+    assert twice.peak_bytes > once.peak_bytes and twice.seconds > once.seconds
 
 
 def test_a_group_of_one_is_svd_llm(make_lm) -> None:
@@ -228,7 +399,7 @@ def test_random_subspace_controls_it(make_lm) -> None:
     assert {record.name: record.rank_after for record in control.records} == ranks
 
 
-@pytest.mark.parametrize("changes", ["refit=group", "layers_in_group=0", "sequential=true", "share=5", "share=[q]"])
+@pytest.mark.parametrize("changes", ["refit=all", "layers_in_group=0", "sequential=true", "share=5", "share=[q]"])
 def test_what_it_cannot_do_is_refused(changes: str) -> None:
     with pytest.raises(RecipeError, match=changes.partition("=")[0]):
         parse_recipe(f"basis-sharing:{changes}")

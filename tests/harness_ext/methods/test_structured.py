@@ -547,15 +547,17 @@ def check_basis_sharing(case: Case, method: Callable[..., AnyEdit]) -> None:
     """Two matrices, the case and its double with another sign: what is lost of the two on their inputs is what the
     truncation of both as one loses.
     """
-    from harness_ext.methods.basis_sharing import shared_basis
+    from harness_ext.methods.basis_sharing import refitted_together, shared_basis
 
     moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
     weights, moments = [case.tensor, -2 * case.tensor], [torch.tensor(moment), torch.tensor(moment)]
     outputs = numpy.vstack([case.weight, -2 * case.weight]) @ case.inputs
     values = numpy.linalg.svd(outputs, compute_uv=False)
     for rank in case.ranks:
-        for refit in ("none", "layer"):
+        for refit in ("none", "layer", "group"):
             found = shared_basis(weights, moments, Keep(rank=rank), refit)
+            if refit == "group":
+                found = refitted_together(found, weights, moments)
             edits = [
                 method(
                     weight,
@@ -564,6 +566,7 @@ def check_basis_sharing(case: Case, method: Callable[..., AnyEdit]) -> None:
                     shared_right=found.right,
                     shared_place=torch.tensor([place, 2]),
                     keep=Keep(rank=rank),
+                    refit=refit,
                 )
                 for place, (weight, left) in enumerate(zip(weights, found.lefts, strict=True))
             ]
