@@ -104,11 +104,14 @@ def _checked(args: argparse.Namespace) -> SweepPlan:
 
 def _plan(args: argparse.Namespace) -> None:
     from harness_ext.lm_eval_adapter.task_index import indexed_kinds
-    from harness_ext.sweeps.engines.local import visible_gpus
+    from harness_ext.sweeps.engines import absence
     from harness_ext.sweeps.plan import expectations
+    from harness_ext.sweeps.visible_gpus import visible_gpus
 
     plan = _checked(args)
     _say_what_is_left_alone(plan)
+    lacking = absence(args.on)
+    note = None if lacking is None else f"`sweep run --on {args.on}` would be refused here: {lacking}"
     on_gpu = any(cell.gpus for cell in plan.cells) and (args.on != "local" or bool(visible_gpus()))
     lines = expectations(plan, indexed_kinds(), on_gpu=on_gpu)
     rows: list[dict[str, Any]] = [
@@ -123,13 +126,17 @@ def _plan(args: argparse.Namespace) -> None:
             if line.hours is None
             else float(f"{line.hours:.2g}" if line.by == "rough" else f"{line.hours:.3f}"),
             "hours_by": line.by,
+            "note": note,
         }
         for line in lines
     ]
+    if note is not None:
+        _say(f"note: {note}")
     if args.form != "text":
         _print(args.form, rows, wrap=("model",))
         return
     for row in rows:
+        del row["note"]
         if row.pop("hours_by") == "rough":
             row["hours"] = _about(row["hours"])
     _print(args.form, rows, wrap=("model",))
@@ -186,8 +193,10 @@ def _retry(args: argparse.Namespace) -> None:
 
 def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object] = lambda: None) -> None:
     from harness_ext.sweeps.driver import Driver
-    from harness_ext.sweeps.engines import EngineOptions, engine
+    from harness_ext.sweeps.engines import EngineOptions, absence, engine
 
+    if lacking := absence(args.on):  # before anything is made or written
+        raise UserError(lacking)
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _say_what_is_left_alone(plan)

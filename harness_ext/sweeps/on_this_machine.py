@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness_ext.sweeps.engines.local import visible_gpus
 from harness_ext.sweeps.swept_models import model_mistakes_here, models_in
+from harness_ext.sweeps.visible_gpus import visible_gpus
 
 
 def mistakes_here(data: Mapping[str, Any], engine: str) -> Iterator[str]:

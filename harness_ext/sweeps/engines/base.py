@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness_ext.errors import UserError
 from harness_ext.storage.whole_files import write_record
@@ -94,6 +95,14 @@ def ended(job: Job) -> bool:
     return (job.folder / ENDED).exists()
 
 
-def absent(package: str, extra: str) -> UserError:
-    """The sentence for an engine whose package is not installed."""
-    return UserError(f"{package} is not installed: pip install 'lm-eval-recipes[{extra}]', or use --on local")
+def installing(package: str, extra: str) -> str:
+    """The words for a package of an engine that is not installed."""
+    return f"{package} is not installed: pip install 'lm-eval-recipes[{extra}]'"
+
+
+def imported(package: str, extra: str) -> Any:
+    """The package of an engine. Raises UserError where it is not installed."""
+    try:
+        return import_module(package)
+    except ImportError:
+        raise UserError(f"{installing(package, extra)}, or use --on local") from None

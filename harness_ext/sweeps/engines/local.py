@@ -16,27 +16,15 @@ from contextlib import suppress
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines.base import Job, prepare, ready
 from harness_ext.sweeps.job_files import Heartbeats, living_job, living_process, read_record
+from harness_ext.sweeps.visible_gpus import DEVICES, visible_gpus
 from harness_ext.sweeps.worker import start
 from leaderboard.readers.sweep_life import host
 from leaderboard.readers.sweep_state import JOB
 
-_DEVICES = "CUDA_VISIBLE_DEVICES"
 _ENDING_SECONDS = 30.0
 """How long a worker may take to end after its last record."""
 _LEFT_RUNNING: list[subprocess.Popen[bytes]] = []
 # Python warns of a child that runs on when nothing refers to it any more.
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that a process started here may use, as `CUDA_VISIBLE_DEVICES` names them; none without a driver."""
-    if (given := os.environ.get(_DEVICES)) is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
-    try:
-        query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-        told = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return told.stdout.split() if told.returncode == 0 else []
 
 
 class LocalEngine:
@@ -125,7 +113,7 @@ class LocalEngine:
             if len(self._devices) >= self._slots or len(free) < gpus:
                 return  # in order, so that a large one is not passed over for ever
             devices = free[:gpus]
-            environment = {**job.environment, **({_DEVICES: ",".join(devices)} if self._gpus else {})}
+            environment = {**job.environment, **({DEVICES: ",".join(devices)} if self._gpus else {})}
             del self._waiting[job.cell]
             self._running[job.cell], self._devices[job.cell] = job, set(devices)
             self._workers[job.cell] = start(job.folder, environment)

@@ -4,8 +4,7 @@ Notable choices:
 - The cluster of `RAY_ADDRESS`, or the one that runs on this machine; else one is started for as long as the driver
   lives. Ray ends the tasks of a driver that dies, and the next driver runs those cells again.
 - Ray never runs a cell again by itself; the driver decides that, from what the worker left.
-- A machine that does not see the cell's folder works in a folder of its own, and its records come back as texts.
-- Ray pickles the function that it runs with its arguments and its result: it gets a plain function of texts.
+- Ray pickles the function that it runs with its arguments and its result: `ray_task` has a plain function of texts.
 """
 
 from __future__ import annotations
@@ -13,44 +12,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.storage.whole_files import write_whole
-from harness_ext.sweeps.engines.base import Job, absent, prepare, ready
-from harness_ext.sweeps.worker import call
-from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, MANIFEST, OUTPUT
+from harness_ext.sweeps.engines.base import Job, imported, prepare, ready
+from harness_ext.sweeps.engines.ray_task import RECORDS, work
+from leaderboard.readers.sweep_state import ASKED
 
 _THREADS = "OMP_NUM_THREADS"
-_RECORDS = (JOB, OUTPUT, MANIFEST, ENDED)
-"""The last says that the others are whole."""
-
-
-def work(folder: str, asked: str, environment: str) -> str:
-    """Run a job where Ray put it. The records that its folder lacks, as JSON: none where this machine sees the folder.
-
-    folder: the job's. asked: the text of its `asked.json`. environment: JSON of variables to add.
-    """
-    try:
-        seen = (Path(folder) / ASKED).read_text(encoding="utf-8") == asked
-    except OSError:
-        seen = False
-    if seen:
-        call(folder, environment)
-        return "{}"
-    with tempfile.TemporaryDirectory(prefix="lm-eval-sweep-") as own:
-        here = json.loads(asked)
-        # What the command is to leave in the job's folder, such as its manifest, comes back with the records.
-        here["command"] = [
-            own + word.removeprefix(folder) if Path(folder) in Path(word).parents else word for word in here["command"]
-        ]
-        (Path(own) / ASKED).write_text(json.dumps(here), encoding="utf-8")
-        call(own, environment)
-        left = [Path(own) / name for name in _RECORDS]
-        return json.dumps({path.name: path.read_text(errors="replace") for path in left if path.exists()})
 
 
 class RayEngine:
@@ -61,10 +32,7 @@ class RayEngine:
 
     def __init__(self, jobs: int | None = None) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported
-        try:
-            import ray
-        except ImportError:
-            raise absent("ray", "ray") from None
+        ray = imported("ray", "ray")
         self._ray = ray
         if not ray.is_initialized():
             try:
@@ -136,6 +104,6 @@ class RayEngine:
             records = json.loads(self._ray.get(reference))
         except self._ray.exceptions.RayError:
             return
-        for name in _RECORDS:
+        for name in RECORDS:
             if name in records:
                 write_whole(job.folder / name, records[name])

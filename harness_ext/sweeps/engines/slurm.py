@@ -3,11 +3,7 @@
 Notable choices:
 - One array for all cells that need the same and wait for the same: a job a cell would fill the queue.
 - Slurm and submitit never run a cell again by themselves; the driver decides that, from what the worker left.
-- Which cells are alive is what `squeue` says, which any cluster has; accounting (`sacct`) is not needed. Where it does
-  not answer, nobody is taken for dead.
-- An array's name is written down before `sbatch` and its number after: a driver killed in between, or an `sbatch` that
-  gave up waiting, leaves a job that the next driver finds by its name. Until submitit has put a task's arguments in
-  their place the task only waits for them, so that one without them is cancelled and submitted anew.
+- An array's name is written down before `sbatch` and its number after, by which `slurm_queue` finds it again.
 - submitit pickles the function that it runs with its arguments: it gets a plain function of texts. What it keeps goes
   into `.submitit` beside the cells' folders.
 """
@@ -27,20 +23,17 @@ from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.storage.whole_files import write_record
-from harness_ext.sweeps.engines.base import Job, absent, ended, prepare, ready
+from harness_ext.sweeps.engines.base import Job, ended, imported, prepare, ready
 from harness_ext.sweeps.engines.slurm_options import SHARED, slurm_mistakes
-from harness_ext.sweeps.job_files import read_record
+from harness_ext.sweeps.engines.slurm_queue import RECORD, SlurmQueue, submitted_before
 from harness_ext.sweeps.worker import call
 
-_RECORD = "slurm.json"
 _NAME = "lm-eval-sweep"
 """How the names of all arrays begin; the sweep's and the batch's own follow."""
 _LONGEST_ARRAY = 1000
 """Slurm's own default for the longest is 1001."""
 _EXTRA_MINUTES = 5
 """How much longer Slurm gives a cell than its worker does, so that it is the worker who ends it."""
-_QUEUE_SECONDS = 10.0
-"""How often `squeue` is asked at most: it is everybody's."""
 _NEWS_SECONDS = 60.0
 """How long the last record of a job may take through a network's file system after Slurm has let go of the job."""
 
@@ -54,18 +47,13 @@ class SlurmEngine:
     def __init__(self, options: Mapping[str, Any], cluster: str = "slurm") -> None:
         if wrong := slurm_mistakes(options):
             raise UserError("\n".join(wrong))
-        try:
-            import submitit
-        except ImportError:
-            raise absent("submitit", "slurm") from None
-        self._submitit = submitit
+        self._submitit = imported("submitit", "slurm")
         self._cluster = cluster
         self._options = {name if name in SHARED else f"slurm_{name}": value for name, value in options.items()}
         self._jobs: dict[str, Job] = {}
         self._submitted: dict[str, Any] = {}
         self._seen: dict[str, float] = {}
-        self._queued: dict[str, str] | None = None
-        self._asked = -math.inf
+        self._queue = SlurmQueue()
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Submit arrays; cells that an earlier driver submitted, and Slurm still has, are adopted.
@@ -90,7 +78,7 @@ class SlurmEngine:
 
     def alive(self) -> set[str]:
         """The cells that Slurm has, and those whose last record may still be on its way."""
-        queued, now = self._queue(), time.monotonic()
+        queued, now = self._queue.names(), time.monotonic()
         for cell, job in list(self._jobs.items()):
             if queued is None or self._submitted[cell].job_id in queued:
                 self._seen[cell] = now
@@ -109,49 +97,12 @@ class SlurmEngine:
         """Slurm's jobs go on."""
 
     def _adopted(self, job: Job) -> bool:
-        """Keep a cell's job that an earlier driver submitted; False where there is none. Raises UserError where that
-        cannot be told.
-        """
-        record = read_record(job.folder / _RECORD) or {}
-        number, folder, queued = record.get("job_id"), record.get("folder"), self._queue()
-        if not isinstance(folder, str) or ended(job):
-            return False
-        if number is None:
-            number = self._named(job, record)
-        if not isinstance(number, str) or (queued is not None and number not in queued):
-            return False
-        submitted: Any = self._submitit.SlurmJob(folder, number)
-        if "job_id" not in record and not submitted.paths.submitted_pickle.exists():
-            submitted.cancel(check=False)
+        """Keep a cell's job that an earlier driver submitted; False where there is none."""
+        submitted = submitted_before(job, self._queue.names(), self._submitit.SlurmJob)
+        if submitted is None:
             return False
         self._keep(job, submitted)
         return True
-
-    def _named(self, job: Job, record: Mapping[str, Any]) -> str | None:
-        """The number of a cell's job whose name is all that was written down; None where Slurm has none."""
-        queued, task = self._queue(), record.get("task")
-        if queued is None:
-            raise UserError(
-                f"squeue does not answer, and cell {job.cell} may be submitted already, as {record.get('name')}: start"
-                " the same command again when it does"
-            )
-        numbers = [number for number, name in queued.items() if name == record.get("name")]
-        return next((number for number in numbers if task is None or number.endswith(f"_{task}")), None)
-
-    def _queue(self) -> dict[str, str] | None:
-        """The names of this user's jobs that wait or run, by id, as of a moment ago; None where Slurm does not
-        answer.
-        """
-        if time.monotonic() - self._asked > _QUEUE_SECONDS:
-            command = ["squeue", "--me", "--array", "--noheader", "--format=%i %j"]
-            try:
-                told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-                lines = [line.split(maxsplit=1) for line in told.stdout.splitlines() if line.strip()]
-                self._queued = {line[0]: line[-1].strip() for line in lines} if told.returncode == 0 else None
-            except (OSError, subprocess.TimeoutExpired):
-                self._queued = None
-            self._asked = time.monotonic()
-        return self._queued
 
     def _keep(self, job: Job, submitted: Any) -> None:
         self._jobs[job.cell], self._submitted[job.cell], self._seen[job.cell] = job, submitted, time.monotonic()
@@ -165,13 +116,13 @@ class SlurmEngine:
         tasks: Iterable[int | None] = range(len(group)) if len(group) > 1 else (None,)  # one alone is no array
         records = [{"name": name, "task": task, "folder": str(folder)} for task in tasks]
         for job, record in zip(group, records):
-            write_record(job.folder / _RECORD, record)
+            write_record(job.folder / RECORD, record)
         with _refusals(), executor.batch():
             submitted = [executor.submit(call, str(job.folder), json.dumps(dict(job.environment))) for job in group]
         for job, record, task in zip(group, records, submitted):
-            write_record(job.folder / _RECORD, {**record, "job_id": task.job_id})
+            write_record(job.folder / RECORD, {**record, "job_id": task.job_id})
             self._keep(job, task)
-        self._asked = -math.inf
+        self._queue.forget()
 
     def _executor(self, folder: Path, name: str, job: Job) -> Any:
         """Submitit's, for cells that need what this one needs."""

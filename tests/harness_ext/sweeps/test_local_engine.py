@@ -14,8 +14,9 @@ import pytest
 from harness_ext.errors import UserError
 from harness_ext.sweeps.engines import EngineOptions, engine
 from harness_ext.sweeps.engines.base import Job, ready
-from harness_ext.sweeps.engines.local import LocalEngine, visible_gpus
+from harness_ext.sweeps.engines.local import LocalEngine
 from harness_ext.sweeps.job_files import HOLDER, NOT_BEGUN, living_process
+from harness_ext.sweeps.visible_gpus import visible_gpus
 from leaderboard.readers.sweep_state import ENDED, JOB, MANIFEST
 from tests.harness_ext.sweeps.jobs import drain, ended, job, until
 

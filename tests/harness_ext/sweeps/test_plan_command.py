@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,3 +140,31 @@ def test_a_plan_loads_no_task_modules_where_the_index_knows_the_tasks(tmp_path: 
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
+
+
+LACKING = {
+    "ray": "ray is not installed: pip install 'lm-eval-recipes[ray]', or use --on local",
+    "slurm": "submitit is not installed: pip install 'lm-eval-recipes[slurm]'; the PATH has no sbatch, srun, squeue,"
+    " scancel: start the sweep where it has, as on a login node, or use --on local",
+}
+
+
+@pytest.mark.parametrize("engine", LACKING)
+def test_an_engine_that_this_machine_lacks(
+    lm_eval: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str
+) -> None:
+    """The plan is told all the same, with a note; nothing is made or written where the sweep is refused."""
+    monkeypatch.setitem(sys.modules, {"ray": "ray", "slurm": "submitit"}[engine], None)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    text = SWEEP.replace("int_mlt", "int_mult").replace(", gpus: 4", "") + "cells: {timeout: 4h}\n"
+    (tmp_path / "sweep.yaml").write_text(f"{text}output_path: file://{tmp_path}/bucket\n")
+    note = f"`sweep run --on {engine}` would be refused here: {LACKING[engine]}"
+    planned = lm_eval("sweep", "plan", "sweep.yaml", "--on", engine)
+    assert planned.code == 0 and "2 of 2 cells to run" in planned.out and planned.err.endswith(f"note: {note}\n")
+    rows = json.loads(lm_eval("sweep", "plan", "sweep.yaml", "--on", engine, "--json").out)
+    assert [(row["cells"], row["note"]) for row in rows] == [(2, note)]
+    assert json.loads(lm_eval("sweep", "plan", "sweep.yaml", "--json").out)[0]["note"] is None
+    for action in ("run", "retry"):
+        refused = lm_eval("sweep", action, "sweep.yaml", "--on", engine)
+        assert (refused.code, refused.err) == (2, f"error: {LACKING[engine]}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from harness_ext.errors import UserError
-from harness_ext.sweeps.engines.ray import RayEngine, work
+from harness_ext.sweeps.engines.ray import RayEngine
+from harness_ext.sweeps.engines.ray_task import work
 from harness_ext.sweeps.job_files import living_process, read_record
 from leaderboard.readers.sweep_life import process_start
 from leaderboard.readers.sweep_state import ASKED, ENDED, JOB, MANIFEST

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -19,6 +18,7 @@ from harness_ext.sweeps.engines.slurm import SlurmEngine
 from harness_ext.sweeps.engines.slurm_options import slurm_mistakes
 from harness_ext.sweeps.job_files import living_process, read_record
 from leaderboard.readers.sweep_state import ENDED
+from tests.harness_ext.sweeps.slurm_of_scripts import slurm_of_scripts
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 
@@ -44,50 +44,9 @@ def ended(folder: Path) -> dict[str, Any]:
     return record
 
 
-# A cluster of one machine: each task of an array is a process, whose number is kept beside its id.
-SBATCH = r"""#!/bin/bash
-id=$(($(ls {state}/scripts | wc -l) + 100)); cp "$1" {state}/scripts/$id; echo "Submitted batch job $id"
-[ -f {state}/hold ] && echo "$id" >> {state}/held && exit
-last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p' "$1")
-export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_JOB_ID=$id
-for task in $(seq 0 ${{last:-0}}); do
-  name=$id
-  [ -n "$last" ] && name=${{id}}_$task && export SLURM_ARRAY_JOB_ID=$id SLURM_ARRAY_TASK_ID=$task
-  (sleep 0.3; SLURM_CONF={state}/$name exec bash {state}/scripts/$id) >/dev/null 2>&1 &
-  echo $! > {state}/running/$name
-done
-[ ! -f {state}/late ] || {{ echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1; }}
-"""
-SRUN = """#!/bin/bash
-while [ "$1" != "{python}" ]; do shift; done
-exec "$@"
-"""
-SQUEUE = r"""#!/bin/bash
-[ -f {state}/silent ] && exit 1
-for id in $(cat {state}/held 2>/dev/null) $(ls {state}/running); do
-  [ -f {state}/running/$id ] && ! kill -0 $(cat {state}/running/$id) 2>/dev/null && continue
-  echo "$id $(sed -n 's/^#SBATCH --job-name=//p' {state}/scripts/${{id%_*}})"
-done
-exit 0
-"""
-SCANCEL = r"""#!/bin/bash
-for process in $(grep -lzs "^SLURM_CONF={state}/$1\$" /proc/[0-9]*/environ | cut -d/ -f3); do kill -TERM $process; done
-exit 0
-"""
-
-
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the state of a Slurm of scripts, whose commands are on the PATH."""
-    state, commands = tmp_path / "state", tmp_path / "commands"
-    for folder in (state / "scripts", state / "running", commands):
-        folder.mkdir(parents=True)
-    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("squeue", SQUEUE), ("scancel", SCANCEL)):
-        (commands / name).write_text(text.format(state=state, python=sys.executable))
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    monkeypatch.setattr("harness_ext.sweeps.engines.slurm._QUEUE_SECONDS", 0.0)
-    return state
+    return slurm_of_scripts(tmp_path, monkeypatch)
 
 
 def scripts(state: Path) -> dict[str, str]:
