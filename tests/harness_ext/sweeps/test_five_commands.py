@@ -8,10 +8,13 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.harness_ext.sweeps.slurm_of_scripts import slurm_of_scripts
 
 RUN = ("--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--batch_size", "16", "--limit", "16")
 
@@ -54,11 +57,19 @@ def test_the_page_has_a_sweep_file_that_can_be_used(repository: Path, tmp_path: 
     assert [words[1] for words in commands] == ["plan", "run", "status", "retry", "run"]
 
 
+def serial_run(lm_eval: Callable[..., Any], folder: Path) -> dict[str, Any]:
+    """What one serial run leaves of all that the page's sweep runs."""
+    recipes = ("--recipe", "laser", "svd:keep.rank_fraction=0.5", "--control", "random-subspace")
+    ran = lm_eval("run", *RUN, *recipes, "--output_path", "serial")
+    assert ran.code == 0, ran.err
+    serial = left_by(folder / "serial")
+    assert len(serial) == 5
+    return serial
+
+
 @pytest.mark.slow
 def test_the_five_commands(lm_eval: Callable[..., Any], repository: Path, tmp_path: Path) -> None:
-    """A cluster is not at hand: the fifth goes to this machine, and finds all done. Ray and Slurm have tests of their
-    own.
-    """
+    """Where the fifth goes to this machine instead, it finds all done."""
     file, commands = blocks(repository)
     (tmp_path / "sweep.yaml").write_text(file)
     said = []
@@ -69,8 +80,24 @@ def test_the_five_commands(lm_eval: Callable[..., Any], repository: Path, tmp_pa
     assert "2 of 2 cells to run" in said[0].out and "2 of 2 cells done" in said[1].out
     assert "2 of 2 cells done" in said[2].out and "no cell has failed" in said[3].err
     assert "2 settled before" in said[4].err
+    assert left_by(tmp_path / "results") == serial_run(lm_eval, tmp_path)
 
-    recipes = ("--recipe", "laser", "svd:keep.rank_fraction=0.5", "--control", "random-subspace")
-    assert lm_eval("run", *RUN, *recipes, "--output_path", "serial").code == 0
-    serial = left_by(tmp_path / "serial")
-    assert len(serial) == 5 and left_by(tmp_path / "results") == serial
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
+def test_the_fifth_command_on_a_cluster(
+    lm_eval: Callable[..., Any], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, on a Slurm of scripts: each cell is a job there, and the second depends on the first."""
+    state = slurm_of_scripts(tmp_path / "cluster", monkeypatch)
+    file, commands = blocks(repository)
+    (tmp_path / "sweep.yaml").write_text(file)
+    first, again = lm_eval(*commands[4]), lm_eval(*commands[4])
+    assert first.code == 0 and "2 of 2 cells done" in first.out, first.err
+    assert again.code == 0 and "2 settled before" in again.err, again.err
+    texts = {path.name: path.read_text() for path in (state / "scripts").iterdir()}
+    assert texts.keys() == {"100", "101"}  # the second driver submits nothing
+    assert all("#SBATCH --job-name=lm-eval-sweep-low-rank-" in text for text in texts.values())
+    assert all("#SBATCH --partition=gpu\n" in text for text in texts.values())
+    assert "#SBATCH --dependency=afterany:100\n" in texts["101"] and "--dependency" not in texts["100"]
+    assert left_by(tmp_path / "results") == serial_run(lm_eval, tmp_path)
