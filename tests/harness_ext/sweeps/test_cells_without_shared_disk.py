@@ -1,10 +1,15 @@
-"""Two cells as on two machines that share no disk: the second finds the baseline of the first; both equal one run."""
+"""Cells as on machines that share no disk: one finds the baseline of another, and what is brought together equals one
+run, and the same sweep into a folder.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,8 @@ from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.engines.local import LocalEngine
 from harness_ext.sweeps.job_files import read_record
 from leaderboard.readers.sweep_state import ENDED, MANIFEST
+from tests.harness_ext.s3_server import s3_bucket
+from tests.harness_ext.sweeps.whole_sweeps import board_of, left_by
 
 RUN = ("run", "--model", "hf", "--model_args", "pretrained=demo", "--tasks", "int_mult", "--limit", "24")
 RUN += ("--batch_size", "16", "--device", "cpu")
@@ -62,3 +69,44 @@ def test_cells_of_two_machines_equal_one_run(demo_run, tmp_path: Path) -> None:
     RemoteResults(url).pull(tmp_path / "together")
     assert demo_run("--recipe", "laser", "--output_path", tmp_path / "serial").code == 0
     assert scores(tmp_path / "together") == scores(tmp_path / "serial") and len(scores(tmp_path / "serial")) == 2
+
+
+SWEEP = """
+name: apart
+output_path: {place}
+models: [{{pretrained: demo}}]
+tasks: [int_mult]
+recipes: [laser, "svd:keep.rank_fraction=0.5"]
+controls: [random-subspace]
+run: {{batch_size: 16, limit: 24, device: cpu}}
+cells: {{recipes_per_cell: 1}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_a_sweep_into_a_url_leaves_what_one_into_a_folder_leaves(
+    lm_eval: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scheme: str
+) -> None:
+    """The cells upload, the driver brings home and takes in: run folders and board are the same. So are they on a
+    machine that has none of it and ingests the URL.
+    """
+    with ExitStack() as stack:
+        url = f"file://{tmp_path}/bucket"
+        if scheme == "s3":
+            url = stack.enter_context(s3_bucket(tmp_path, monkeypatch))
+        for name, place in (("url", url), ("folder", "folder")):
+            (tmp_path / f"{name}.yaml").write_text(SWEEP.format(place=place))
+            ran = lm_eval("sweep", "run", f"{name}.yaml")
+            assert ran.code == 0 and "3 of 3 cells done" in ran.out, ran.err
+        receipts, cells = left_by(tmp_path / "folder"), board_of(tmp_path / "folder")
+        assert len(receipts) == 5
+        assert left_by(tmp_path / "results") == receipts and board_of(tmp_path / "results") == cells
+        assert len(RemoteResults(url).names("demo")) == 5
+
+        shutil.rmtree(tmp_path / "results")
+        shutil.rmtree(RemoteResults(url).mirror)
+        assert lm_eval("ingest", url).code == 0
+        assert left_by(tmp_path / "results") == receipts and board_of(tmp_path / "results") == cells
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"secret-of-the-test" in path.read_bytes()]
