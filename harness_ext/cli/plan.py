@@ -145,8 +145,10 @@ def _sizes(planned: Plan) -> Iterable[str]:
 def _stored(recipe: Recipe) -> str:
     """How the edited matrices are kept."""
     from harness_ext.model.size import PIFA
-    from harness_ext.recipe.schema import counted_as
+    from harness_ext.recipe.schema import counted_as, takes_units
 
+    if all(map(takes_units, recipe.steps)):
+        return "without what is taken away"
     if PIFA in map(counted_as, recipe.steps):
         return "if stored as pivot rows with their places (pifa) where that is smaller"
     factored = {step.factored for step in recipe.steps}

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from harness_ext.errors import UserError, closest
 from harness_ext.methods import Method, registered_methods
+from harness_ext.methods.correction import RESTORE
 from harness_ext.methods.registry import TEXTS
 from harness_ext.model.components import COMPONENTS, COMPONENTS_OF_UNITS
 from harness_ext.recipe.recipe import (
@@ -112,6 +113,10 @@ def why_not(name: str, recipe: Recipe) -> str | None:
     own = parse_recipe(name)
     if own.name == FIRST_MASK and not any(step.masks is not None and step.masks.steps for step in recipe.steps):
         return "the recipe learns no mask that could start from it"
+    if own.name == FIRST_MASK and any(
+        step.masks is not None and step.masks.start != FIRST_MASK for step in recipe.steps
+    ):
+        return "its masks start from random ones (masks.start); random-subspace draws as many units at random"
     whole = [takes_units(step) for step in recipe.steps]
     if own.name == RANDOM_SUBSPACE and any(whole) and not all(whole):
         return "some of its steps take units away and others cut ranks; control each in a recipe of its own"
@@ -165,7 +170,7 @@ def _with_first_masks(recipe: Recipe, label: str) -> Recipe:
 
 
 def _with_random_units(recipe: Recipe, receipt: Mapping[str, Any], label: str, seed: int) -> Recipe:
-    """The recipe with its units drawn at random: as many in every layer as a search gave it; of masks, by the seed, as
+    """The recipe with its units drawn at random by the seed: as many in every layer as a search gave it; of masks, as
     many in each matrix as its own kept.
     """
     found = {record["step"]: record["chosen"] for record in receipt.get("searches", [])}
@@ -173,7 +178,7 @@ def _with_random_units(recipe: Recipe, receipt: Mapping[str, Any], label: str, s
     for number, step in enumerate(recipe.steps):
         own = step.model_dump(mode="json", exclude_none=True)
         if step.masks is None:
-            steps += [{**one, "ranking": "random"} for one in found.get(number, [own])]
+            steps += [{**one, "ranking": "random", "seed": seed} for one in found.get(number, [own])]
             continue
         drawn = {"start": "random", "steps": 0, "columns": _columns_left(number, receipt)}
         steps.append({**own, "seed": seed, "masks": {**own["masks"], **drawn}})
@@ -271,11 +276,19 @@ def _check_cut(records: Sequence[Mapping[str, Any]]) -> None:
 
 def _by_distance(step: Step, receipt: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One step for each matrix, at the distance that the receipt has; edits in succession add up as if at right angles,
-    as random ones nearly are.
+    as random ones nearly are. One that was put back is where it began.
     """
     squares: dict[str, float] = {}
+    # An error is relative to the matrix as it stood before its edit: its square size then, over the unedited one's.
+    sizes: dict[str, float] = {}
     for record in receipt["matrices"]:
-        squares[_key(record)] = squares.get(_key(record), 0.0) + record["relative_error"] ** 2
+        key = _key(record)
+        size = sizes.get(key, 1.0)
+        squares[key] = squares.get(key, 0.0) + size * record["relative_error"] ** 2
+        kept = record.get("energy_kept")
+        sizes[key] = size if kept is None else size * kept
+        if record.get("method") == RESTORE:
+            del squares[key], sizes[key]
     return [
         {"method": step.method, "matrices": [key], "relative_error": square**0.5, "seed": step.seed}
         for key, square in squares.items()

@@ -126,7 +126,7 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
     if step.is_search:
         found = next(search for search in plan.searches if search.step == number)
         statistics = registered_searches()[step.method].statistics
-        gradients = any(item.needs_gradients for item in statistics_among(statistics))
+        gradients = sum(item.needs_gradients for item in statistics_among(statistics))
         # What goes by second moments gathers them again for the step that it found.
         gathering = 2.0 if "input_second_moment" in statistics else float(bool(statistics))
         repeated = float(step.parameters.get("stages", 1))

@@ -9,6 +9,7 @@ from typing import Any
 from harness_ext.calibration.loss import SMALLEST_RISE
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
+from harness_ext.editing.records import standing
 from harness_ext.methods import registered_methods
 from harness_ext.methods.correction import PULL_BACK
 from harness_ext.recipe.recipe import Recipe
@@ -177,8 +178,9 @@ def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
 
 
 def _left_dense(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
-    """Matrices that stayed dense though low-rank layers were asked for."""
-    asked = [record for record in applied.records if recipe.steps[record.step].factored]
+    """Matrices that stayed dense though low-rank layers were asked for, as the last edit of each left it."""
+    last = standing(applied.records, lambda record: (record.name, record.part))
+    asked = [record for record in last if recipe.steps[record.step].factored]
     dense = sum(record.stored == DENSE for record in asked)
     return (
         [

@@ -13,7 +13,7 @@ from harness_ext.methods import DenseEdit, method
 if TYPE_CHECKING:
     from torch import Tensor
 
-PULL_BACK = "pull_back"
+PULL_BACK, RESTORE = "pull_back", "restore"
 _LEAST_SQUARE = 1e-10
 """Of the largest eigenvalue of the gradients' Gram matrix: what lies below is rounding."""
 

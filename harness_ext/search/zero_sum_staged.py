@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from harness_ext.errors import UserError
-from harness_ext.methods.correction import PULL_BACK
+from harness_ext.methods.correction import PULL_BACK, RESTORE
 from harness_ext.methods.search_registry import Fraction, SearchResult, search
 from harness_ext.search.factorisations import step_of
 from harness_ext.search.zero_sum import (
@@ -129,7 +129,7 @@ class _Stages:
             ridge = {} if self.ridge is None else {"ridge": self.ridge}
             self.steps.append(step_of(self.evaluator, "feature_space", ranks) | ridge)
         if whole:
-            self.steps.append({"method": "restore", "matrices": [matrix.key for matrix in whole]})
+            self.steps.append({"method": RESTORE, "matrices": [matrix.key for matrix in whole]})
         for matrix, weight in [*edits.items(), *((matrix, self.evaluator.weight(matrix)) for matrix in whole)]:
             self.evaluator.take(matrix, weight, note=[stage, ranks.get(matrix.key)])
         self.ranks = ranks

@@ -22,7 +22,7 @@ from harness_ext.methods import Svd
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.random_edits import bottom_components, noise
 from harness_ext.methods.svd import truncate_svd
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from
 
 SHAPES = st.tuples(st.integers(1, 16), st.integers(1, 16), st.integers(0, 2**31))
 
@@ -139,6 +139,44 @@ def test_distances_of_a_matrix_edited_twice_add_up_in_squares() -> None:
     )
     (step,) = control.steps
     assert step.parameters["relative_error"] == pytest.approx(0.5)
+
+
+def _in_steps(*steps: dict[str, object]) -> Recipe:
+    return recipe_from(
+        {"name": "steps", "steps": [{"matrices": ["up_proj", "k_proj"], **step} for step in steps]}, origin="-"
+    )
+
+
+def test_a_matrix_truncated_twice_is_as_far_as_one_truncated_once(make_lm) -> None:
+    asked: dict[str, dict[str, float]] = {}
+    for name, ranks in (("once", (3,)), ("twice", (6, 3))):
+        lm = make_lm("llama", dtype="float64")
+        recipe = _in_steps(*({"method": "truncate_svd", "keep": {"rank": rank}} for rank in ranks))
+        receipt = {"matrices": [record.to_json() for record in lm.apply(recipe, no_documents).records]}
+        control = control_recipe("noise", recipe, receipt)
+        asked[name] = {step.matrices[0]: step.parameters["relative_error"] for step in control.steps}
+    assert asked["twice"] == pytest.approx(asked["once"], rel=1e-6) and len(asked["once"]) == 6
+
+
+def test_a_matrix_that_was_put_back_has_no_distance(make_lm) -> None:
+    lm = make_lm("llama")
+    recipe = _in_steps({"method": "truncate_svd", "keep": {"rank": 3}}, {"method": "restore", "matrices": ["up_proj"]})
+    receipt = {"matrices": [record.to_json() for record in lm.apply(recipe, no_documents).records]}
+    assert all("k_proj" in step.matrices[0] for step in control_recipe("noise", recipe, receipt).steps)
+
+
+@pytest.mark.parametrize("recipe", ["modegpt-mlp", "policy-prune", "modegpt"])
+def test_units_are_drawn_by_the_seed_that_the_control_is_given(recipe: str) -> None:
+    matrix = {"step": 0, "name": "a.weight", "part": None, "role": "down_proj", "columns_kept": 3, "shape": [4, 6]}
+    chosen = [{"method": "mlp_select", "matrices": ["a.weight"], "unit_fraction": 0.5}]
+    receipt = {"matrices": [matrix], "searches": [{"step": 0, "chosen": chosen}] if recipe == "modegpt" else []}
+    steps = control_recipe("random-subspace:seed=3", parse_recipe(recipe), receipt).steps
+    assert [step.seed for step in steps] == [3]
+
+
+def test_masks_that_start_at_random_have_no_first_mask_to_be_controlled_by() -> None:
+    with pytest.raises(NoControl, match="random-subspace draws as many units"):
+        control_recipe("wanda-sp", parse_recipe("policy-prune:masks.start=random"), {"matrices": []})
 
 
 @pytest.mark.parametrize("name", ["eigenprune", "sfsd", "baseline", "magnitude"])

@@ -13,6 +13,7 @@ import torch
 
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.editing.plan import plan
+from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import RecipeError, UserError
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.low_rank import LowRankLinear, LowRankPart
@@ -515,6 +516,21 @@ def test_what_stays_dense_is_said_and_a_plan_names_thin_layers(demo_run, lm_eval
         "if stored as factors where that is smaller"
         in lm_eval("recipes", "plan", "svd", "--model_args", "pretrained=demo").out
     )
+    assert (
+        "without what is taken away" in lm_eval("recipes", "plan", "modegpt-mlp", "--model_args", "pretrained=demo").out
+    )
+
+
+def test_what_a_later_step_made_thin_did_not_stay_dense(make_lm) -> None:
+    steps = [
+        {"method": "magnitude", "density": 0.5, "matrices": ["k_proj"], "factored": "always"},
+        {"method": "truncate_svd", "keep": {"rank": 2}, "matrices": ["k_proj"], "factored": "always"},
+    ]
+    for count, dense in ((1, True), (2, False)):
+        recipe = recipe_from({"name": "steps", "steps": steps[:count]}, origin="-")
+        lm = make_lm("llama")
+        lm.apply(recipe, lambda calibration: [])
+        assert any("stay dense" in line for line in receipt_warnings(recipe, lm.applied)) == dense
 
 
 # The pieces
