@@ -33,7 +33,8 @@ def pull_back(
 
     original: `[m, n]`. batch_gradients: `[k, m, n]`, of the model as it stands; where they are zero, W stays.
     directions: how many of them count, at most k, from number `first` on, beginning anew after the last. One of them is
-    one direction among m n, so that a matrix moves little: on the embedded model by 1e-6 to 3e-4 of its size.
+    one direction among m n, so that a matrix moves little: on the embedded model by 1e-7 to 3e-4 of its size, of
+    which half precision may round all away.
     """
     import torch
 

@@ -57,7 +57,8 @@ class ProgressReport:
         totals = receipt["totals"]
         kept = totals["parameters_after"] / totals["parameters_before"]
         lost = any("rows_kept" in matrix or "columns_kept" in matrix for matrix in receipt["matrices"])
-        stored = "without what was taken away" if lost else "if stored as factors"
+        rows = any("counted_as" in matrix for matrix in receipt["matrices"])
+        stored = "without what was taken away" if lost else f"if stored as {'pivot rows' if rows else 'factors'}"
         what = (
             "nothing edited"
             if recipe.is_baseline or receipt["weights"]["digest_before"] == receipt["weights"]["digest_after"]

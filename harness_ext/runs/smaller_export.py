@@ -92,8 +92,8 @@ def smaller(lm: RecipeLM, config: PretrainedConfig, state: Mapping[str, Tensor],
     }
     if not cut:
         raise NotSmaller(
-            "heads went, or are narrower in coordinates of their own, and a config has one number of heads, of one"
-            " width, for all layers"
+            "heads went, or are narrower in coordinates of their own, and a config has one number of heads for all"
+            " layers, and one width for their queries, keys and values"
         )
     layout = lm.weights.layout
     readers = [matrix for matrix in layout.matrices if matrix.role == "down_proj"]

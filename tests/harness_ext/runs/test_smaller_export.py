@@ -53,8 +53,8 @@ def test_the_smaller_checkpoint_is_the_edited_model(make_lm: Any, family: str, t
         ("bloom", "modegpt-mlp", "a bloom config has no setting"),
         ("llama", "a3-mlp:layers=[0]", "its layers keep from 32 to 40 hidden units"),
         ("llama", "modegpt:epsilon=0.02,matrices=[v_proj,down_proj]", "the same share in every layer would be"),
-        ("llama", "modegpt-vo", "a config has one number of heads, of one width"),
-        ("gpt2", "modegpt-qk", "a config has one number of heads, of one width"),
+        ("llama", "modegpt-vo", "a config has one number of heads for all layers"),
+        ("gpt2", "modegpt-qk", "a config has one number of heads for all layers"),
     ],
 )
 def test_where_it_cannot_be_smaller_the_reason_is_told(
