@@ -30,7 +30,7 @@ def show(details: data.Details, edits: Sequence[LayerEdit], lying: OnDisk) -> No
     before, after = run["parameters_before"], run["parameters_after"]
     if before and after:
         st.text(
-            f"{before:,} parameters before, {after:,} after ({percent(after / before)} kept, stored as the edits allow);"
+            f"{before:,} parameters before, {after:,} after ({percent(after / before)} kept, as the edits are stored);"
             f" {counted(len(details.matrices), 'matrix', 'matrices')} edited"
         )
     if details.matrices:
