@@ -431,11 +431,12 @@ def meant(key: str, paths: Sequence[str]) -> str:
 
 def _one_or_by_name(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
     try:
-        return read(value)
+        found = read(value)
     except ValidationError:
-        raise ValueError(
-            "give a share above 0 and at most 1, or a mapping with one for each matrix by its name"
-        ) from None
+        found = None
+    if not found:
+        raise ValueError("give a share above 0 and at most 1, or a mapping with one for each matrix by its name")
+    return found
 
 
 @cache

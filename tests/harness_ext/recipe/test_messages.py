@@ -139,3 +139,9 @@ def test_other_near_misses() -> None:
     assert "--control shuffled-labels" in refused("shuffled-labels")
     with pytest.raises(UserError, match="did you mean 'shuffled-labels'"):
         check_control("shuffled_labels")
+
+
+@pytest.mark.parametrize("share", ["{}", "0", "2", "{up_proj: 2}", "half"])
+def test_a_share_of_units_is_a_share_or_one_for_each_matrix(share: str) -> None:
+    with pytest.raises(RecipeError, match="give a share above 0 and at most 1, or a mapping with one for each matrix"):
+        parse_recipe(f"modegpt-mlp:unit_fraction={share}")
