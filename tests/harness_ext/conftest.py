@@ -240,7 +240,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     grids: dict[tuple[str, str], list[pytest.Item]] = {}
     for item in items:
         family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
-        if family in CONFIGS and item.get_closest_marker("slow"):
+        if family in CONFIGS and family not in REPRESENTATIVES and item.get_closest_marker("slow"):
             grids.setdefault((item.nodeid.partition("[")[0], family), []).append(item)
     for (_, family), cases in grids.items():
         first = list(CONFIGS).index(family)

@@ -4,6 +4,9 @@ from the definitions; and documents to score it on. Shares no code with the sear
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy
 import torch
 
@@ -74,3 +77,13 @@ def drawing(documents):
 def scored(lm, documents) -> tuple[int, float]:
     right, loss = accuracy_and_loss(lm, documents)
     return sum(right), loss
+
+
+def read_all(lm: Any, documents: Iterable[Any], handles: Iterable[Any]) -> None:
+    """Let the model read documents one by one, without gradients, for hooks that are gone afterwards."""
+    for document in documents:
+        context, answer = lm._encode_pair(document.context, document.answer)
+        with torch.no_grad():
+            lm.model(torch.tensor([(context + answer)[:-1]]))
+    for handle in handles:
+        handle.remove()

@@ -13,7 +13,7 @@ from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.recipe.recipe import parse_recipe
-from tests.harness_ext.search.plain_search import documents_for, drawing
+from tests.harness_ext.search.plain_search import documents_for, drawing, read_all
 from tests.harness_ext.search.test_searches import found_by
 
 
@@ -31,12 +31,7 @@ def cosines(lm: Any, layers: Any, documents: Any) -> numpy.ndarray:
         return hook
 
     handles = [layer.register_forward_hook(hook_for(place), with_kwargs=True) for place, layer in enumerate(layers)]
-    for document in documents:
-        context, answer = lm._encode_pair(document.context, document.answer)
-        with torch.no_grad():
-            lm.model(torch.tensor([(context + answer)[:-1]]))
-    for handle in handles:
-        handle.remove()
+    read_all(lm, documents, handles)
     return numpy.stack([numpy.concatenate(own) for own in seen])
 
 
@@ -79,12 +74,7 @@ def moments(lm: Any, layers: Any, documents: Any) -> list[numpy.ndarray]:
         )
         for place, layer in enumerate(layers)
     ]
-    for document in documents:
-        context, answer = lm._encode_pair(document.context, document.answer)
-        with torch.no_grad():
-            lm.model(torch.tensor([(context + answer)[:-1]]))
-    for handle in handles:
-        handle.remove()
+    read_all(lm, documents, handles)
     return [states.T @ states / len(states) for states in map(numpy.concatenate, seen)]
 
 

@@ -20,6 +20,7 @@ from tests.harness_ext.search.plain_search import (
     accuracy_and_loss,
     documents_for,
     drawing,
+    read_all,
     scored,
     svd_of,
 )
@@ -230,12 +231,7 @@ def plain_surgical(lm, documents, matrices, ranks, accepts) -> dict[str, int]:
         )
         for matrix in matrices
     ]
-    for document in documents:
-        context, answer = lm._encode_pair(document.context, document.answer)
-        with torch.no_grad():
-            lm.model(torch.tensor([(context + answer)[:-1]]))
-    for handle in handles:
-        handle.remove()
+    read_all(lm, documents, handles)
     taken: dict[str, int] = {}
     edits: dict[str, tuple] = {}
     for index in range(len(matrices) - 1, -1, -1):
