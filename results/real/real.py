@@ -126,7 +126,7 @@ def sweep_file(asked: Sequence[str]) -> dict[str, Any]:
     return {
         "name": "real",
         "output_path": f"{here}/runs",
-        "models": [{"pretrained": f"{here}/{NAME}", "dtype": "float32"}],
+        "models": [{"pretrained": f"{here}/{NAME}", "dtype": "bfloat16"}],
         "tasks": list(asked),
         "recipes": list(recipes()),
         "controls": [CONTROL],
