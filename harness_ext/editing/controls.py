@@ -5,10 +5,10 @@ The budget is the rank that each matrix was left at, for a control that keeps a 
 for `noise`; and the recipe itself for `shuffled-labels`, which is that recipe with the answers of its calibration
 documents exchanged. A search is controlled by a search: on exchanged answers, or, for `random-subspace`, by as many
 trials of random directions in as many matrices of the same sizes drawn at random (`harness_ext.search.random_search`),
-of which the best is chosen in the same way. Units that a recipe takes away whole (of MLPs, say) have no rank: there
-`random-subspace` is the recipe with units drawn at random, and whatever reads them refitted as by its own; where masks
-of units are learned, it takes as many units from every matrix, without trials, and `wanda-sp` is the mask that they
-start from.
+of which the best is chosen in the same way. Units that a recipe takes away whole (of MLPs, say) have no rank, nor have
+those that it leaves as they are: there `random-subspace` is the recipe with units drawn at random, and whatever reads
+them refitted as by its own; where masks of units are learned, it takes as many units from every matrix, without trials,
+and `wanda-sp` is the mask that they start from.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from harness_ext.recipe.recipe import (
     refuse_several,
     shipped_names,
 )
-from harness_ext.recipe.schema import HEAL, Step, described, takes_units
+from harness_ext.recipe.schema import HEAL, Step, chooses_units, described, takes_units
 from harness_ext.storage.rundir import searched_on
 from leaderboard.readers.receipt import FACTORS
 
@@ -117,13 +117,19 @@ def why_not(name: str, recipe: Recipe) -> str | None:
         step.masks is not None and step.masks.start != FIRST_MASK for step in recipe.steps
     ):
         return "its masks start from random ones (masks.start); random-subspace draws as many units at random"
-    whole = [takes_units(step) for step in recipe.steps]
-    if own.name == RANDOM_SUBSPACE and any(whole) and not all(whole):
-        return "some of its steps take units away and others cut ranks; control each in a recipe of its own"
+    chosen, whole = ([of(step) for step in recipe.steps] for of in (chooses_units, takes_units))
+    if own.name == RANDOM_SUBSPACE and any(chosen) and not all(chosen):
+        what = "take units away" if any(whole) else "keep units as they are"
+        return f"some of its steps {what} and others cut ranks; control each in a recipe of its own"
     if own.name not in (RANDOM_SUBSPACE, IDENTITY) and any(whole) and _method(own).takes_keep:
         return (
             "the recipe takes whole units away, which leaves no rank to meet; random-subspace, which draws the units at"
             " random, and noise can be its controls"
+        )
+    if own.name not in (RANDOM_SUBSPACE, IDENTITY) and any(chosen) and _method(own).takes_keep:
+        return (
+            "the recipe leaves units as they are beside what it cuts, which no rank of the whole stands for;"
+            " random-subspace, which draws the units at random, and noise can be its controls"
         )
     return None
 
@@ -137,7 +143,7 @@ def _made(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:
     own = parse_recipe(name)
     if own.name == FIRST_MASK:
         return _with_first_masks(recipe, label)
-    if own.name == RANDOM_SUBSPACE and any(takes_units(step) for step in recipe.steps):
+    if own.name == RANDOM_SUBSPACE and any(chooses_units(step) for step in recipe.steps):
         return _with_random_units(recipe, receipt, label, own.steps[0].seed)
     if own.name == RANDOM_SUBSPACE and any(step.is_search for step in recipe.steps):
         data = {

@@ -25,6 +25,7 @@ from harness_ext.editing.measured import (
     means_by_task,
     searched,
 )
+from harness_ext.editing.prime_units import with_prime_units
 from harness_ext.editing.sharing import in_groups, in_refitted_groups, refits_groups
 from harness_ext.errors import UserError
 from harness_ext.methods import Svd
@@ -126,6 +127,9 @@ def _learned(
         if refits_groups(step):
             shared = in_refitted_groups(context, shared, _of_the_edited(context, walk, matrices, batches), matrices)
         yield from shared
+        return
+    if method.primes:
+        yield from with_prime_units(context, learned, matrices)
         return
     if not method.decides_among_all:
         yield from learned

@@ -22,6 +22,7 @@ from harness_ext.editing.edit_matrix import (
 )
 from harness_ext.editing.learning import LearningRecord, learn
 from harness_ext.editing.measured import StepLosses, TaskLoss, loss_of_all, losses_by_task
+from harness_ext.editing.prime_units import check_prime_units
 from harness_ext.editing.records import standing
 from harness_ext.editing.sharing import sharing_note
 from harness_ext.errors import UserError, located
@@ -205,6 +206,7 @@ def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
     matrices = weights.layout.select(step)
     weights.check_editable(matrices)
     check_components(weights.layout, components_among(step, matrices))
+    check_prime_units(step, matrices)
     if step.is_search:
         check_searchable(matrices)
         weights.check_dense(matrices)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.plan_masks import taken_by_masks
+from harness_ext.editing.prime_units import check_prime_units, planned_split
 from harness_ext.editing.records import standing
 from harness_ext.errors import UserError, located
 from harness_ext.methods import registered_methods
@@ -28,7 +29,7 @@ from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import FACTORS, stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, component_of, components_among, counted_as
+from harness_ext.recipe.schema import Step, component_of, components_among, counted_as, has_prime_units
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
     computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
-    them. counted_as: the format of low rank that its numbers are of.
+    them. counted_as: the format of low rank that its numbers are of. numbers: how many it takes where that is not what
+    its rank says.
     """
 
     step: int
@@ -56,6 +58,7 @@ class PlannedMatrix:
     stays_dense: bool = False
     taken_away: int = 0
     counted_as: str = FACTORS
+    numbers: int | None = None
 
     @property
     def parameters_before(self) -> int:
@@ -69,6 +72,8 @@ class PlannedMatrix:
         """
         if self.rank_after is None or self.stays_dense or self.taken_away:
             return self.parameters_before - self.taken_away
+        if self.numbers is not None:
+            return self.numbers
         return stored_parameters(self.matrix.shape, self.rank_after, self.counted_as)
 
 
@@ -90,7 +95,8 @@ class PlannedSearch:
 
 class PlannedGroup(NamedTuple):
     """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them. number:
-    how many there are. counted_as: the format of low rank that their numbers are of.
+    how many there are. counted_as: the format of low rank that their numbers are of. numbers: of one matrix, where its rank
+    does not say.
     """
 
     step: int
@@ -99,6 +105,7 @@ class PlannedGroup(NamedTuple):
     shape: tuple[int, int]
     rank_after: int | None
     counted_as: str
+    numbers: int | None
     number: int
 
     @property
@@ -106,6 +113,8 @@ class PlannedGroup(NamedTuple):
         """Of one matrix, stored at low rank where that is smaller."""
         if self.rank_after is None:
             return self.shape[0] * self.shape[1]
+        if self.numbers is not None:
+            return self.numbers
         return stored_parameters(self.shape, self.rank_after, self.counted_as)
 
 
@@ -169,8 +178,16 @@ class Plan:
     @property
     def groups(self) -> list[PlannedGroup]:
         """The matrices by step, role, shape and rank, in the order of the first of each."""
-        counts: Counter[tuple[int, str, str, tuple[int, int], int | None, str]] = Counter(
-            (item.step, item.method, _kind(item.matrix), item.matrix.shape, item.rank_after, item.counted_as)
+        counts = Counter(
+            (
+                item.step,
+                item.method,
+                _kind(item.matrix),
+                item.matrix.shape,
+                item.rank_after,
+                item.counted_as,
+                item.numbers,
+            )
             for item in self.matrices
         )
         return [PlannedGroup(*kind, count) for kind, count in counts.items()]
@@ -327,6 +344,7 @@ def _healed(own: Sequence[PlannedMatrix], earlier: Sequence[PlannedMatrix]) -> l
 def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     matrices = layout.select(step)
     check_components(layout, components_among(step, matrices))
+    check_prime_units(step, matrices)
     if not step.is_search:
         check_experts(step, matrices)
     if step.trains:
@@ -340,6 +358,7 @@ def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
 
 
 def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) -> PlannedMatrix:
+    numbers = None
     with located(f"{matrix.key}: "):
         keep = step.keep_of(matrix.key)
         rank = (
@@ -349,11 +368,21 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
             if keep.needs_singular_values or registered_methods()[step.method].shares
             else keep.rank_for(matrix.shape)
         )
+        if keep is not None and rank is not None and has_prime_units(step):
+            rank, numbers = planned_split(step, matrix, keep)
     stored = checkpoint.tensors[matrix.parameter]
     dense = bool(step.factored) and rank is not None and not step.stores_factors(matrix.shape, rank)
     dtype = _torch_name(stored.dtype)
     return PlannedMatrix(
-        number, step.method, matrix, rank, stored.element_bytes, dtype, dense, counted_as=counted_as(step)
+        number,
+        step.method,
+        matrix,
+        rank,
+        stored.element_bytes,
+        dtype,
+        dense,
+        counted_as=counted_as(step),
+        numbers=numbers,
     )
 
 

@@ -23,7 +23,7 @@ from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
-from harness_ext.methods.registry import HEALED, MASKED, RANKED, SEARCHED, SHARED, TRAINED, TRIED
+from harness_ext.methods.registry import HEALED, MASKED, PRIMED, RANKED, SEARCHED, SHARED, TRAINED, TRIED
 from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
 from harness_ext.model.components import COMPONENTS, UNITS
 from harness_ext.model.geometry import Heads
@@ -238,6 +238,9 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
         found[name] = torch.tensor(max(1, rank // 50))
     for name in sorted(names & MASKED):
         found[name] = torch.arange(shape[1]) < 0.8 * shape[1]
+    for name in sorted(names & PRIMED):
+        # The whole of it is truncated then, which takes a little longer than a part.
+        found[name] = torch.zeros(1, 1, dtype=torch.bool)
     if names & TRAINED:
         found |= {"trained_left": torch.randn(shape[0], rank), "trained_right": torch.randn(rank, shape[1])}
     if names & SHARED:

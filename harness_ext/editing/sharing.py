@@ -67,7 +67,7 @@ def in_groups(context: StepContext, learned: Iterable[Learned], matrices: Sequen
     """Groups with what they share, each as soon as the last of it was learned about: no more is held than what waits
     for its group.
     """
-    return _together(context, learned, matrices, partial(_shared, context))
+    return together(learned, _groups(context, matrices), partial(_shared, context))
 
 
 def in_refitted_groups(
@@ -83,7 +83,7 @@ def in_refitted_groups(
     model = _TruncatedModel(context)
     for group, statistics in truncated:
         model.truncate(group, statistics)
-    yield from _together(context, learned, matrices, model.refitted)
+    yield from together(learned, _groups(context, matrices), model.refitted)
 
 
 @dataclass
@@ -141,12 +141,15 @@ def _check_unedited(context: StepContext, matrices: Sequence[Matrix]) -> None:
             )
 
 
-def _together(
-    context: StepContext, learned: Iterable[Learned], matrices: Sequence[Matrix], make: Make
-) -> Iterator[Learned]:
-    """The groups of a step, each with what is made of its statistics, as soon as all of them are there."""
+def _groups(context: StepContext, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     settings = context.step.parameters
-    waiting = groups_of(matrices, settings["share"], settings["layers_in_group"])
+    return groups_of(matrices, settings["share"], settings["layers_in_group"])
+
+
+def together(learned: Iterable[Learned], waiting: Sequence[Sequence[Matrix]], make: Make) -> Iterator[Learned]:
+    """The groups of a step, each with what is made of its statistics, as soon as all of them are there. waiting: the
+    groups, which have every matrix of the step once.
+    """
     known: dict[str, Mapping[str, Tensor]] = {}
     for part, statistics in learned:
         known |= {matrix.key: statistics.get(matrix.key, {}) for matrix in part}

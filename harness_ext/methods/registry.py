@@ -50,20 +50,23 @@ SHARED = frozenset({"shared_left", "shared_right", "shared_place"})
 TRIED = frozenset({"accepted_components"})
 RANKED = frozenset({"count_among_all"})
 MASKED = frozenset({"kept_units"})
+PRIMED = frozenset({"prime_units"})
 """What a method may ask for like a statistic, but no pass gathers. What is searched for takes many passes, and the
 other statistics of such a method come from the same search. What is trained (two factors of the matrix, `[m, r]` and
 `[r, n]`) comes alone, and so does what is healed (two factors, and whether they are added to the matrix). What is tried
 (`[r]`, bool) and what is ranked (a count, 0-d) follow from the statistics that the method asks for as well, those of
 all matrices of the step together; what is shared (two factors, and the place in a group) from those of a few. Which
-units stay (`[u]`, bool) is learned by masks of all matrices together, and comes alone.
+units stay (`[u]`, bool) is learned by masks of all matrices together, and comes alone; which are prime (bool, by rows
+or by columns) follows for all matrices of an MLP from a statistic of the one that reads its units.
 """
-NOT_GATHERED = SEARCHED | TRAINED | HEALED | SHARED | TRIED | RANKED | MASKED
+NOT_GATHERED = SEARCHED | TRAINED | HEALED | SHARED | TRIED | RANKED | MASKED | PRIMED
 
 SINKS_OF_OTHERS: dict[str, Sinks] = {
     "accepted_components": "left out of its mean",
     "healed_left": "counted",
     "healed_right": "counted",
     "kept_units": "counted",
+    "prime_units": "counted",
     "removed_components": "left out of its mean",
     "shared_left": "counted",
     "shared_right": "counted",
@@ -165,6 +168,11 @@ class Method:
     def shares(self) -> bool:
         """Whether matrices of a few layers are edited together."""
         return bool(self.statistics & SHARED)
+
+    @property
+    def primes(self) -> bool:
+        """Whether the matrices of an MLP are edited by what is learned of one of them: which units are prime."""
+        return bool(self.statistics & PRIMED)
 
     @property
     def heals(self) -> bool:

@@ -6,7 +6,7 @@ that reads. Whether a model's matrices fit together so is told from roles, names
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from harness_ext.errors import UserError
@@ -106,6 +106,16 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
     elif kind == "mlp":
         _check_fit(layout, matrix, found)
     return found
+
+
+def mlps_among(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
+    """Those of the matrices that belong to an MLP, by what they are part of, in the order given."""
+    known = COMPONENTS["mlp"]
+    found: dict[str, list[Matrix]] = {}
+    for matrix in matrices:
+        if matrix.role in (known.reader, *known.feeders):
+            found.setdefault(_parent(matrix), []).append(matrix)
+    return list(found.values())
 
 
 def is_rotated(layout: Layout) -> bool:

@@ -40,6 +40,7 @@ from harness_ext.recipe.schema import (
     known_methods,
     meant,
     not_counted,
+    not_factored,
     not_healed,
     step_model,
 )
@@ -264,6 +265,8 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
         steps_read += (step_model(HEAL).model_validate(header.heal.step(steps_read)),)
     if (problem := not_healed(steps_read)) is not None:
         raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:\n  - {HEAL}: {problem}")
+    if (problem := not_factored(steps_read)) is not None:
+        raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:\n  - factored: {problem}")
     if (problem := not_counted(steps_read)) is not None:
         raise RecipeError(f"recipe {shown(origin, WIDEST_PATH)!r} cannot be used:\n  - keep.format: {problem}")
     if (problem := _misnamed(header.name, steps_read)) is not None:

@@ -330,6 +330,17 @@ def takes_units(step: Step) -> bool:
     return bool(method.components) if isinstance(method, Search) else method.component is not None
 
 
+def has_prime_units(step: Step) -> bool:
+    """Whether a step keeps some units of MLPs as they are, and truncates the rest of the matrices."""
+    method = described(step.method)
+    return isinstance(method, Method) and method.primes and bool(step.parameters.get("prime"))
+
+
+def chooses_units(step: Step) -> bool:
+    """Whether a step goes by units of components, of which a control draws as many at random."""
+    return takes_units(step) or has_prime_units(step)
+
+
 def components_among(step: Step, matrices: Sequence[Matrix]) -> list[tuple[Matrix, str]]:
     """The matrices that stand for components, each with the kind of its own; none where a step is of single matrices.
     Raises UserError for a matrix of which a search would know no component.
@@ -357,7 +368,7 @@ def not_counted(steps: Sequence[Step]) -> str | None:
         if counted_as(step) != PIFA:
             continue
         method = described(step.method)
-        if isinstance(method, Method) and (method.shares or method.rank_from_weights):
+        if isinstance(method, Method) and (method.shares or method.rank_from_weights or method.primes):
             return (
                 f"pifa keeps each matrix as rows of its own at one rank, and {step.method} makes it of"
                 f" {'a basis that others share' if method.shares else 'several pieces'}: leave it out, or choose"
@@ -370,6 +381,17 @@ def not_counted(steps: Sequence[Step]) -> str | None:
             )
         if any(other.healing is not None for other in steps):
             return f"{HEAL} trains two factors, which at the ranks of pifa are larger than the matrix: leave one out"
+    return None
+
+
+def not_factored(steps: Sequence[Step]) -> str | None:
+    """Why what one of these steps leaves cannot be kept as two factors for each matrix; None where it can."""
+    for step in steps:
+        if step.factored and has_prime_units(step):
+            return (
+                f"{step.method} leaves some rows or columns of a matrix beside two factors of the rest, and two factors"
+                " of the whole would hold more numbers than it counts: leave factored out, or set prime=0"
+            )
     return None
 
 
@@ -387,6 +409,11 @@ def not_healed(steps: Sequence[Step]) -> str | None:
             return (
                 f"it trains whole matrices, and the units that {step.method} takes away would come back: leave it out,"
                 " or choose another method"
+            )
+        if has_prime_units(step):
+            return (
+                "it trains two factors of each matrix, and would no longer leave the prime units of"
+                f" {step.method} as they are: leave it out, or set prime=0"
             )
         if getattr(described(step.method), "shares", False):
             return (
@@ -474,7 +501,7 @@ def step_model(method_name: str) -> type[Step]:
             else {"sequential": (Literal[True], True)}
             if method.compares_with_unedited
             else {"sequential": (Literal[False], False)}
-            if method.shares
+            if method.shares or method.primes
             else {"sequential": (bool, False)}
         )
     return create_model(f"{method.name} step", __base__=Step, **fields)

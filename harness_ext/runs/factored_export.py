@@ -19,7 +19,7 @@ from harness_ext.model.factored_checkpoint import WEIGHTS, WEIGHTS_INDEX, descri
 from harness_ext.model.low_rank import LowRankLinear
 from harness_ext.model.pivot_rows import pivot_rows
 from harness_ext.model.size import FACTORS, PIFA
-from harness_ext.recipe.schema import counted_as, takes_units
+from harness_ext.recipe.schema import counted_as, has_prime_units, takes_units
 from harness_ext.runs.export import edited_model, export_card, export_receipt, save, write_folder
 from harness_ext.storage import rundir
 from leaderboard.readers.secrets import redacted_command
@@ -81,6 +81,11 @@ def export_factored_recipe(
             f"{recipe.label} takes whole units away, and what it leaves is smaller without being a product of factors,"
             " which would hold more numbers than the matrices have: export it without --format, which leaves hidden"
             " units out where the config allows that"
+        )
+    if any(has_prime_units(step) for step in recipe.steps):
+        raise UserError(
+            f"{recipe.label} leaves units as they are beside two factors of the rest of a matrix, and one pair of"
+            " factors of the whole would hold more numbers than it counts: export it without --format, or set prime=0"
         )
     _check_counted(recipe, to.form)
     lm = edited_model(_with_factors(recipe), to.place, model_args, source, report)

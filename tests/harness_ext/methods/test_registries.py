@@ -14,7 +14,7 @@ from harness_ext.calibration import statistic
 from harness_ext.calibration.collect import check_pairs, held_bytes
 from harness_ext.errors import UserError
 from harness_ext.methods import method, registered_methods, registry, search_registry, statistic_registry
-from harness_ext.methods.registry import HEALED, MASKED, SEARCHED, SHARED, TRAINED, TRIED, sink_use
+from harness_ext.methods.registry import HEALED, MASKED, PRIMED, SEARCHED, SHARED, TRAINED, TRIED, sink_use
 from harness_ext.methods.search_registry import registered_searches
 from harness_ext.methods.statistic_registry import registered_statistics, statistics_among
 from harness_ext.search import SearchResult, search
@@ -101,7 +101,7 @@ def test_a_statistic_that_compares_documents_needs_two_in_a_batch() -> None:
 
 
 def test_whether_sink_tokens_belong_in_a_statistic_is_said_of_every_one() -> None:
-    assert sink_use([*registered_statistics(), *SEARCHED, *TRAINED, *HEALED, *SHARED, *TRIED, *MASKED]) == {
+    assert sink_use([*registered_statistics(), *SEARCHED, *TRAINED, *HEALED, *SHARED, *TRIED, *MASKED, *PRIMED]) == {
         "ablation_effects": "left out of its mean",
         "accepted_components": "left out of its mean",
         "batch_gradients": "counted",
@@ -121,6 +121,7 @@ def test_whether_sink_tokens_belong_in_a_statistic_is_said_of_every_one() -> Non
         "input_second_moment_diagonal": "counted",
         "kept_units": "counted",
         "original_input_mean": "counted",
+        "prime_units": "counted",
         "removed_components": "left out of its mean",
         "shared_left": "counted",
         "shared_right": "counted",

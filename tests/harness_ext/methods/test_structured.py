@@ -574,6 +574,32 @@ def check_basis_sharing(case: Case, method: Callable[..., AnyEdit]) -> None:
             case.near(numpy.linalg.norm(lost), case.dropped(rank, values), scale=float(numpy.linalg.norm(outputs)))
 
 
+def check_sola(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """Every third row prime, every third column, or none: what is lost of outputs is what truncation loses of the rest
+    by itself, and what is prime stays.
+    """
+    moment = case.inputs @ case.inputs.T / case.inputs.shape[1]
+    rows, columns, none = numpy.arange(case.rows) % 3 == 1, numpy.arange(case.columns) % 3 == 1, numpy.zeros((1, 1))
+    for mask in (rows[:, None], columns[None], none):
+        prime = numpy.broadcast_to(mask > 0, case.weight.shape)
+        light = (case.rows - int(rows.sum()) * (mask.shape == (case.rows, 1)), case.columns)
+        if mask.any() and mask.shape[0] == 1:
+            light = (case.rows, case.columns - int(columns.sum()))
+        outputs = numpy.where(prime, 0, case.weight) @ case.inputs
+        values = numpy.linalg.svd(outputs, compute_uv=False)
+        for rank in {1, (min(light) + 1) // 2, min(light)}:
+            edit = method(
+                case.tensor,
+                input_second_moment=torch.tensor(moment),
+                prime_units=torch.tensor(mask > 0),
+                keep=Keep(rank=rank),
+            )
+            assert edit.rank == min(case.full, rank + sum(case.weight.shape) - sum(light))
+            case.near(numpy.where(prime, dense(edit) - case.weight, 0), 0)
+            lost = outputs - numpy.where(prime, 0, dense(edit)) @ case.inputs
+            case.near(numpy.linalg.norm(lost), case.dropped(rank, values), scale=float(numpy.linalg.norm(outputs)))
+
+
 def check_heal(case: Case, method: Callable[..., AnyEdit]) -> None:
     """Training is tested by itself; here it left factors that split the singular values evenly, and added nothing."""
     for rank in case.ranks:
@@ -659,6 +685,7 @@ def test_a_method_says_whether_it_moves_a_bias(method: str) -> None:
         "shared_left": torch.ones(9, 2),
         "shared_right": torch.ones(2, 13),
         "shared_place": torch.tensor([0, 2]),
+        "prime_units": torch.arange(9)[:, None] < 2,
     }
     given = {name: statistics[name] for name in described.engine_arguments}
     for settings in [{"bias": True}, {"bias": False}] if "bias" in described.parameters else [{}]:

@@ -252,6 +252,7 @@ BY_BUDGET = {
     "sfsd": "keep",
     "sfsd-released": "keep",
     "snp": "unit_fraction",
+    "sola": "keep",
     "strs": "param_fraction",
     "svd-llm": "keep",
     "svd-llm-lora": "keep",
