@@ -95,8 +95,8 @@ class PlannedSearch:
 
 class PlannedGroup(NamedTuple):
     """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them. number:
-    how many there are. counted_as: the format of low rank that their numbers are of. numbers: of one matrix, where its rank
-    does not say.
+    how many there are. counted_as: the format of low rank that their numbers are of. numbers: of one matrix, where its
+    rank does not say.
     """
 
     step: int

@@ -82,22 +82,28 @@ def _masks(context: StepContext, group: Sequence[Matrix], statistics: Statistics
     return [chosen[None] if matrix is reader else chosen[:, None] for matrix in group]
 
 
-def light_shape(step: Step, matrix: Matrix) -> tuple[int, int]:
+def light_shape(step: Step, role: str | None, shape: tuple[int, int]) -> tuple[int, int]:
     """The rows and columns of a matrix that a step truncates: all but those of prime units."""
-    rows, columns = matrix.shape
-    if not has_prime_units(step) or matrix.role not in (_READER, *COMPONENTS["mlp"].feeders):
+    rows, columns = shape
+    if not has_prime_units(step) or role not in (_READER, *COMPONENTS["mlp"].feeders):
         return rows, columns
     share = step.parameters["prime"]
-    if matrix.role == _READER:
+    if role == _READER:
         return rows, columns - prime_count(columns, share)
     return rows - prime_count(rows, share), columns
+
+
+def is_below_one(step: Step, role: str | None, shape: tuple[int, int]) -> bool:
+    """Whether the budget of a matrix comes to less than one component of what a step truncates of it."""
+    light = light_shape(step, role, shape)
+    return step.keep is not None and light_keep(step.keep, shape, light).is_below_one(light)
 
 
 def planned_split(step: Step, matrix: Matrix, keep: Keep) -> tuple[int, int]:
     """The rank at which a step leaves a matrix, and how many numbers, as its shape alone tells them. Raises UserError
     where its prime units alone take more than the budget.
     """
-    shape, light = matrix.shape, light_shape(step, matrix)
+    shape, light = matrix.shape, light_shape(step, matrix.role, matrix.shape)
     rank = light_keep(keep, shape, light).rank_for(light)
     kept = shape[0] - light[0] + shape[1] - light[1]
     return min(*shape, kept + rank), split_numbers(shape, light, rank)

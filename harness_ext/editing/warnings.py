@@ -9,6 +9,7 @@ from typing import Any
 from harness_ext.calibration.loss import SMALLEST_RISE
 from harness_ext.editing.edit_matrix import UNSEEN
 from harness_ext.editing.pipeline import AppliedRecipe
+from harness_ext.editing.prime_units import is_below_one
 from harness_ext.editing.records import standing
 from harness_ext.methods import registered_methods
 from harness_ext.methods.correction import PULL_BACK
@@ -154,11 +155,7 @@ def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         - unseen
     )
     found = [f"{same} {of}: what was asked for changes nothing there"] if same else []
-    budgets = [recipe.steps[record.step].keep for record in applied.records]
-    short = sum(
-        keep is not None and keep.is_below_one(record.shape)
-        for keep, record in zip(budgets, applied.records, strict=True)
-    )
+    short = sum(is_below_one(recipe.steps[record.step], record.role, record.shape) for record in applied.records)
     found += (
         [
             f"in {short} of {len(applied.records)} matrices or heads the budget comes to less than one component, and"
