@@ -143,7 +143,8 @@ class ReceiptMatrix(ReceiptPart):
     bias_shift: whether the layer's bias was changed too.
     parameters_after: count for two factors where they hold less than the dense matrix; the dense count otherwise.
     fallback: why the method did something simpler here, None where it did not.
-    decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that needs none or has its own.
+    decomposition: `gram_fp32`, `gram_fp64`, `svd` or `randomised`; None for a method that needs none or has its own;
+    a phrase of a method's, such as `beside 5 prime units`, whose numbers parameters_after counts beside the factors.
     excess_error: a bound on `error / least possible error - 1` at this rank, in the norm that the method truncates in,
     before the result is rounded to the stored dtype; an estimate for `randomised`, None for `svd`.
     stored: `factors` (two low-rank layers that the model computes with) or `dense`. rank_asked: the rank that the
