@@ -258,6 +258,7 @@ def test_a_model_that_does_not_fit_is_refused_by_plan_and_run(make_lm, family: s
         lm.apply(recipe, drawing(documents_for(lm)))
 
 
+@pytest.mark.slow
 def test_a_run_and_its_control_are_stored_with_what_they_hold(demo_run, tmp_path) -> None:
     ran = demo_run("--recipe", "sola:calibration.samples=16", "--control", "random-subspace")
     assert ran.code == 0, ran.err
