@@ -115,27 +115,23 @@ class _Built:
 
     @staticmethod
     def load(built: Sequence[Task | Group]) -> dict[str, Any]:
-        parts = [part for item in built for part in (item, *_inner_groups(item))]
-        groups = {part.name: part for part in parts if hasattr(part, "get_all_groups")}
-        tasks = {task.task_name: task for item in built for task in _leaves(item)}
-        return {
-            "tasks": tasks,
-            "groups": groups,
-            "group_map": {name: group.child_names for name, group in groups.items()},
-        }
+        groups = {group.name: group for item in built for group in _groups_in(item)}
+        tasks = {task.task_name: task for item in built for task in _tasks_in(item)}
+        children = {name: group.child_names for name, group in groups.items()}
+        return {"tasks": tasks, "groups": groups, "group_map": children}
 
 
-def _leaves(item: Task | Group) -> Sequence[Task]:
+def _tasks_in(item: Any) -> Sequence[Task]:
     return item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
 
 
-def _inner_groups(item: Task | Group) -> Sequence[Group]:
-    return item.get_all_groups() if hasattr(item, "get_all_groups") else []
+def _groups_in(item: Any) -> Sequence[Group]:
+    return [item, *item.get_all_groups()] if hasattr(item, "get_all_groups") else []
 
 
 def _ask_for_ranks(tasks: Sequence[Task | Group], *, given: bool) -> None:
     """Tell the tasks that can report an answer's rank whether this backend gives it."""
-    for task in (task for item in tasks for task in _leaves(item)):
+    for task in (task for item in tasks for task in _tasks_in(item)):
         if hasattr(task, "ranks"):
             task.ranks = given
 
