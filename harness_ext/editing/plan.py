@@ -376,7 +376,7 @@ def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) 
         lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items()
     )
     if kind == "scores":
-        return columns * lost("k_proj", rows) + beside
+        return (columns + (matrix.bias in loaded.tensors)) * lost("k_proj", rows) + beside
     return rows * lost(matrix.role or "", columns) + beside
 
 
