@@ -94,7 +94,7 @@ def _simple_evaluate(
         apply_chat_template=harness.apply_chat_template,
         fewshot_as_multiturn=harness.fewshot_as_multiturn,
         gen_kwargs=harness.gen_kwargs,
-        task_manager=cast("TaskManager", _Built(task_manager)),
+        task_manager=cast("TaskManager", _BuiltTasks(task_manager)),
         predict_only=harness.predict_only,
         random_seed=seed[0],
         numpy_random_seed=seed[1],
@@ -105,7 +105,7 @@ def _simple_evaluate(
     )
 
 
-class _Built:
+class _BuiltTasks:
     """In the place of lm-eval's task manager, which refuses groups that have a task in common: hands over what is built
     as it is. lm-eval asks a manager for nothing else.
     """
