@@ -133,7 +133,7 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
 
 
 def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
-    """The claim as arguments of `harness_ext.run`. Raises UserError where no recipe of ours, or no model of the hub,
+    """The claim as arguments of `harness_ext.run`. Raises UserError where no recipe, no task or no model of the hub
     stands for it.
     """
     from harness_ext.errors import UserError
@@ -141,6 +141,8 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
 
     recipe = recipe_for(entry)
     given = dict(args.model_args or {})
+    if not entry.asked:
+        raise UserError(f"no task here asks what {entry.task} does: the claim is shown, and cannot be measured")
     if recipe is None:
         raise UserError(f"no recipe here stands for {entry.method}: the claim is shown, and cannot be measured")
     model = "demo" if args.smaller else next(iter(entry.hub_names), None)

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.plan_masks import taken_by_masks
@@ -29,7 +29,7 @@ from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import FACTORS, stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, component_of, components_among, counted_as, has_prime_units
+from harness_ext.recipe.schema import Step, components_among, counted_as, has_prime_units
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class PlannedMatrix:
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
     computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
     them. counted_as: the format of low rank that its numbers are of. numbers: how many it takes where that is not what
-    its rank says.
+    its rank says; of matrices that share a factor, on the mean.
     """
 
     step: int
@@ -95,8 +95,7 @@ class PlannedSearch:
 
 class PlannedGroup(NamedTuple):
     """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them. number:
-    how many there are. counted_as: the format of low rank that their numbers are of. numbers: of one matrix, where its
-    rank does not say.
+    how many there are. counted_as, numbers: as in `PlannedMatrix`.
     """
 
     step: int
@@ -178,7 +177,7 @@ class Plan:
     @property
     def groups(self) -> list[PlannedGroup]:
         """The matrices by step, role, shape and rank, in the order of the first of each."""
-        counts = Counter(
+        counts: Counter[tuple[int, str, str, tuple[int, int], int | None, str, int | None]] = Counter(
             (
                 item.step,
                 item.method,
@@ -327,15 +326,41 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
             if step.masks is not None:
                 lost = taken_by_masks(step, [item.matrix for item in own], layout, loaded)
                 own = [replace(item, taken_away=lost[item.matrix.key]) for item in own]
+            if not step.is_search and registered_methods()[step.method].shares:
+                own = _sharing(step, own)
             planned += own if step.healing is None else _healed(own, planned)
     return tuple(planned)
+
+
+def _sharing(step: Step, own: Sequence[PlannedMatrix]) -> list[PlannedMatrix]:
+    """Matrices that share factors, at the ranks of their groups where the budget tells these without the weights."""
+    from harness_ext.editing.sharing import groups_of
+    from harness_ext.methods.basis_sharing import shared_numbers
+
+    found = {item.matrix.key: item for item in own}
+    settings = step.parameters
+    for group in groups_of([item.matrix for item in own], settings["share"], settings["layers_in_group"]):
+        keep, (rows, columns) = step.keep_of(group[0].key), group[0].shape
+        if keep is None or keep.needs_singular_values:
+            continue
+        rank = keep.rank_for((len(group) * rows, columns))
+        numbers = [shared_numbers((rows, columns), rank, place, len(group)) for place in range(len(group))]
+        known: dict[str, Any] = {"rank_after": min(rank, rows, columns)}
+        if step.factored:
+            known["stays_dense"] = not step.stores_factors((rows, columns), known["rank_after"])
+        else:
+            known["numbers"] = round(sum(numbers) / len(group))
+        for matrix, count in zip(group, numbers, strict=True):
+            less = 0 if step.factored else rows * columns - count
+            found[matrix.key] = replace(found[matrix.key], taken_away=less, **known)
+    return list(found.values())
 
 
 def _healed(own: Sequence[PlannedMatrix], earlier: Sequence[PlannedMatrix]) -> list[PlannedMatrix]:
     """Of the matrices of a step that heals, those that were edited before, at the ranks that they were left at."""
     left = {item.matrix.key: item for item in earlier}
     return [
-        replace(item, rank_after=before.rank_after, stays_dense=before.stays_dense)
+        replace(item, rank_after=None if before.numbers else before.rank_after, stays_dense=before.stays_dense)
         for item in own
         if (before := left.get(item.matrix.key)) is not None
     ]
@@ -390,7 +415,7 @@ def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) 
     """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
     its bias, of the others; of values that are mixed by themselves the other way round.
     """
-    kind = component_of(step)
+    kind = _component_told(step, matrix)
     if kind is None or step.masks is not None:
         return 0
 
@@ -405,15 +430,26 @@ def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) 
         lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items()
     )
     if kind == "scores":
-        return columns * lost("k_proj", rows) + beside
+        return (columns + (matrix.bias in loaded.tensors)) * lost("k_proj", rows) + beside
     return rows * lost(matrix.role or "", columns) + beside
+
+
+def _component_told(step: Step, matrix: Matrix) -> str | None:
+    """The kind of component that a matrix stands for, where the recipe tells the share of it that goes: of a search
+    where it is the same in every layer.
+    """
+    if step.is_search and step.parameters.get("rule") != "uniform":
+        return None
+    return next((kind for _, kind in components_among(step, [matrix])), None)
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     """The rank that a method without a budget leaves, where its parameters alone tell it."""
-    if step.is_search or registered_methods()[step.method].rank_from_weights:
-        return None
     full = min(matrix.shape)
+    if step.is_search:
+        return full if _component_told(step, matrix) is not None else None
+    if registered_methods()[step.method].rank_from_weights:
+        return None
     if step.parameters.get("share_of") == "all":
         return None
     return full - int(step.parameters["fraction"] * full + 1e-9) if "fraction" in step.parameters else full

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from harness_ext.calibration.sinks import RULE
 from harness_ext.methods.registry import sink_use
-from harness_ext.model.size import ModelSize, stored_parameters
+from harness_ext.model.size import PIFA, ModelSize, stored_parameters
 from leaderboard.readers.receipt import MatrixRecord, ReceiptStatistic, ReceiptTotals
 
 if TYPE_CHECKING:
@@ -43,8 +43,13 @@ def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collect
 
 
 def _multiplied(record: MatrixRecord) -> int:
-    """The numbers that multiply a token: a factor that several matrices share does so in each."""
-    return stored_parameters(record.shape, record.rank_after) if record.sharing else record.parameters_after
+    """The numbers that multiply a token: a factor that several matrices share does so in each, and the places of pivot
+    rows do not, so that these take `r (m + n) - r^2`.
+    """
+    if record.sharing:
+        return stored_parameters(record.shape, record.rank_after)
+    is_pivoted = record.counted_as == PIFA and record.parameters_after < record.parameters_before
+    return record.parameters_after - (record.rank_after if is_pivoted else 0)
 
 
 def statistics_used(edited: Sequence[EditedMatrix]) -> list[ReceiptStatistic]:

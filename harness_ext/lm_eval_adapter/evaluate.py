@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from harness_ext.lm_eval_adapter.borrowed import replaced
 from harness_ext.lm_eval_adapter.unchanged import Unchanged
@@ -94,7 +94,7 @@ def _simple_evaluate(
         apply_chat_template=harness.apply_chat_template,
         fewshot_as_multiturn=harness.fewshot_as_multiturn,
         gen_kwargs=harness.gen_kwargs,
-        task_manager=task_manager,
+        task_manager=cast("TaskManager", _BuiltTasks(task_manager)),
         predict_only=harness.predict_only,
         random_seed=seed[0],
         numpy_random_seed=seed[1],
@@ -105,12 +105,35 @@ def _simple_evaluate(
     )
 
 
+class _BuiltTasks:
+    """In the place of lm-eval's task manager, which refuses groups that have a task in common: hands over what is built
+    as it is. lm-eval asks a manager for nothing else.
+    """
+
+    def __init__(self, manager: TaskManager) -> None:
+        self.task_index = manager.task_index
+
+    @staticmethod
+    def load(built: Sequence[Task | Group]) -> dict[str, Any]:
+        groups = {group.name: group for item in built for group in _groups_in(item)}
+        tasks = {task.task_name: task for item in built for task in _tasks_in(item)}
+        children = {name: group.child_names for name, group in groups.items()}
+        return {"tasks": tasks, "groups": groups, "group_map": children}
+
+
+def _tasks_in(item: Any) -> Sequence[Task]:
+    return item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
+
+
+def _groups_in(item: Any) -> Sequence[Group]:
+    return [item, *item.get_all_groups()] if hasattr(item, "get_all_groups") else []
+
+
 def _ask_for_ranks(tasks: Sequence[Task | Group], *, given: bool) -> None:
     """Tell the tasks that can report an answer's rank whether this backend gives it."""
-    for item in tasks:
-        for task in item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]:
-            if hasattr(task, "ranks"):
-                task.ranks = given
+    for task in (task for item in tasks for task in _tasks_in(item)):
+        if hasattr(task, "ranks"):
+            task.ranks = given
 
 
 @contextmanager

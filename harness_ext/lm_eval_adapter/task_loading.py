@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import fresh_modules, local_datasets, module_names, task_code, task_identity
 from harness_ext.lm_eval_adapter.fresh_modules import LoadRecord
 
 if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+    from lm_eval.api.task import Task
     from lm_eval.tasks import TaskManager
 
 
@@ -23,7 +26,8 @@ class FreshTasks(NamedTuple):
 def load_tasks(manager: TaskManager, names: Sequence[str], *, more: bool = False) -> FreshTasks:
     """Build tasks by name. more: beside those that the command has built already, which go on being used.
 
-    Raises UserError for one whose items cannot be had, and where one would run with the module of another.
+    Raises UserError for one whose items cannot be had, where one would run with the module of another, and where two of
+    the names have a task in different forms.
     """
     if not more:
         fresh_modules.forget()
@@ -49,5 +53,38 @@ def _reached(fresh: FreshTasks) -> dict[Path, list[task_code.Edge]]:
 
 def _load(manager: TaskManager, names: Sequence[str]) -> FreshTasks:
     with local_datasets.loading(), fresh_modules.loading() as record:
-        loaded = manager.load(list(names))
+        # One by one, since lm-eval refuses names that have a task in common.
+        loaded = together({name: manager.load([name]) for name in names})
     return FreshTasks(loaded, record)
+
+
+def together(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What lm-eval's manager loaded for several names, as if for all at once: a task or group that some of them have in
+    common is one object, so that it is scored once and all groups sum it up.
+
+    Raises UserError where two of the names have a task in different forms.
+    """
+    tasks: dict[str, Task] = {}
+    owners: dict[str, str] = {}
+    groups: dict[str, Group] = {}
+    for owner, part in parts.items():
+        for name, task in part["tasks"].items():
+            if name in tasks and _form(task) != _form(tasks[name]):
+                first = owners[name]
+                raise UserError(
+                    f"task {name} is asked in one way by {first} and in another by {owner}: ask for {first} and"
+                    f" {owner} in two commands"
+                )
+            tasks.setdefault(name, task)
+            owners.setdefault(name, owner)
+        for name, group in part.get("groups", {}).items():
+            groups.setdefault(name, group)
+    for group in groups.values():
+        for child in list(group):
+            # Takes the place of its own.
+            group.add(tasks[child.task_name] if hasattr(child, "task_name") else groups[child.name])
+    return {"tasks": tasks, "groups": groups, "group_map": {name: group.child_names for name, group in groups.items()}}
+
+
+def _form(task: Task) -> tuple[dict[str, Any], int | None]:
+    return task_identity.configuration(task), task.config.num_fewshot

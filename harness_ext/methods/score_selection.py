@@ -35,7 +35,7 @@ def select_coordinates(
     scale: Literal["head", "rank"] = "head",
 ) -> ComponentEdit:
     """The same share of coordinates, of pairs where positions rotate them, in every head; see the module. weight: that
-    of the keys. Its bias stays: what it adds meets queries that are zero.
+    of the keys.
 
     input_second_moment `[n, n]`, input_mean_with_sinks `[n]`: of the input of queries and keys. unit_fraction: `floor`
     of that share stays, and one at least. scale: scores are divided by the root of the head's width, as the original
@@ -44,11 +44,12 @@ def select_coordinates(
     import torch
 
     heads, queries, bias = component.heads, component.weights["q_proj"], component.biases.get("q_proj")
+    key_bias = component.biases.get("k_proj")
     assert heads is not None, "components of scores are those of known heads"
     pair, width = 2 if component.rotated else 1, heads.width
     count = left_of(width // pair, unit_fraction)
     moments = input_second_moment.double().to(weight.device), input_mean_with_sinks.double().to(weight.device)
-    sizes = _squares(weight, component.biases.get("k_proj"), *moments).reshape(heads.key_values, 1, pair, -1)
+    sizes = _squares(weight, key_bias, *moments).reshape(heads.key_values, 1, pair, -1)
     asked = _squares(queries, bias, *moments).reshape(heads.key_values, -1, pair, width // pair)
     scores = (asked.sum((1, 2)) * sizes.sum((1, 2))).cpu()
     if ranking == "random":
@@ -68,6 +69,7 @@ def select_coordinates(
         weight * rows.flatten()[:, None],
         unchanged=pair * count == width,
         rows=pair * count * heads.key_values,
+        bias=None if key_bias is None else key_bias * rows.flatten(),
         beside={"q_proj": beside},
     )
 

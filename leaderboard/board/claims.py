@@ -78,12 +78,16 @@ def _last_part(name: str) -> str:
 
 
 def recipe_for(entry: Reported) -> str | None:
-    """The recipe that computes a row, as `--recipe` reads it; None where no recipe of ours stands for the method."""
-    return entry.run or next(iter(entry.recipes), None)
+    """The recipe that computes a row, as `--recipe` reads it; None where no recipe of ours stands for the method, or no
+    task for the row's.
+    """
+    return (entry.run or next(iter(entry.recipes), None)) if entry.asked else None
 
 
 def command_for(entry: Reported) -> str | None:
-    """The command that would measure a claim; None where no recipe of ours stands for the method."""
+    """The command that would measure a claim; None where no recipe of ours stands for the method, or no task for the
+    row's.
+    """
     recipe = recipe_for(entry)
     if recipe is None or not entry.hub_names:
         return None

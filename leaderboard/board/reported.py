@@ -7,7 +7,8 @@ which of our recipes a method of it stands for and which hub names a model has, 
 null where none is reported. `where`, `sure` and `setting` may be columns too, and win over the file's. `kept` is the
 share of the parameters that is left, in percent; `run` the recipe that computes the row, as `--recipe` reads it.
 `layers` says how many a model has, where
-`run` names one. `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
+`run` names one. `unasked` names tasks that no task of ours or lm-eval's stands for: their rows are shown, and cannot be
+measured. `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Reported(NamedTuple):
     """One reported pair of scores, in the units of our metric (fractions, not percent). recipes and models: our names
     for the method and model, in small letters where models; hub_names: the models' names as the hub writes them; kept:
     the share of parameters left, a fraction; run: the recipe that computes it; identity: FILE/MODEL/TASK, with what
-    else tells it from the file's other rows; layers: how many the paper's model has.
+    else tells it from the file's other rows; layers: how many the paper's model has; asked: whether a task here asks
+    what the row's does.
     """
 
     method: str
@@ -60,6 +62,7 @@ class Reported(NamedTuple):
     run: str | None = None
     identity: str = ""
     layers: int | None = None
+    asked: bool = True
 
     def sentence(self) -> str:
         """One line for a person."""
@@ -108,6 +111,7 @@ class _Table(BaseModel):
     recipes: dict[str, tuple[str, ...]] = {}
     models: dict[str, tuple[str, ...]] = {}
     layers: dict[str, int] = {}
+    unasked: tuple[str, ...] = ()
     metrics: dict[str, _Metric] = {}
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
@@ -180,6 +184,7 @@ class _Table(BaseModel):
                     values.get("run"),
                     identity,
                     self.layers.get(values["model"]),
+                    values["task"] not in self.unasked,
                 )
 
     def _of(self, values: Mapping[str, Any], name: str) -> str:

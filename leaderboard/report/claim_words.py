@@ -53,6 +53,13 @@ def _of_control(entry: Reported, pair: Cell) -> str:
     return f"ahead of its {pair.control} by {ahead} ({pair.verdict})"
 
 
+def _run_line(entry: Reported, command: str | None) -> str:
+    if not entry.asked:
+        return f"no task here asks what {entry.task} does"
+    known = command_for(entry)
+    return (known and command) or known or "no recipe here stands for this method"
+
+
 def claim_lines(rows: Sequence[Reported], command: str | None = None) -> list[str]:
     """Everything about one claim: its rows are one a metric. command: what runs it, if not the plain command."""
     first = rows[0]
@@ -67,6 +74,6 @@ def claim_lines(rows: Sequence[Reported], command: str | None = None) -> list[st
         *((f"{row.metric}", f"{row.before:.4g} -> {row.after:.4g}") for row in rows),
         ("kept", "" if first.kept is None else f"{first.kept:.0%} of the parameters"),
         ("setting", first.setting),
-        ("run", command or command_for(first) or "no recipe here stands for this method"),
+        ("run", _run_line(first, command)),
     ]
     return [f"{name:10}{text}" for name, text in facts if text]

@@ -18,7 +18,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standing, Standings, kind, standings
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.board_notes import facts, notes
-from leaderboard.terminal.format import NOTHING, counted, percent, plain
+from leaderboard.terminal.format import KEPT, NOTHING, counted, percent, plain
 from leaderboard.terminal.marks import ASCII_STAR, MARKS, MINUS, STAR, cell_text, legend
 
 NARROWEST = 60
@@ -262,8 +262,8 @@ def _explained(ranked: Standings, cells: Sequence[Cell], starred: bool, look: Bo
         on = f"on {counted(len(ranked.ranked_on), 'task', 'tasks')}"
         yield (
             f"#: place among {ranked_rows} of this model, by the mean rank {on} of what is proven; what stands below"
-            " the baseline is not worth doing. beats control: on how many of the tasks that it is better on. kept: of"
-            " the parameters."
+            " the baseline is not worth doing. beats control: on how many of the tasks that it is better on. kept:"
+            f" {KEPT}."
         )
 
 

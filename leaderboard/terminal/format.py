@@ -98,6 +98,14 @@ def gained(drop: Estimate | None) -> str:
     return f"{signed(0.0 - drop.value)} [{signed(0.0 - drop.high)}, {signed(0.0 - drop.low)}]"
 
 
+KEPT = (
+    "the share of the parameters that is left: of a matrix of low rank as two factors or, where its recipe says so, as"
+    " pivot rows (pifa), dense where that is smaller; without units, heads and coordinates that were taken away; what"
+    " layers share counted once"
+)
+"""What `parameters_kept` counts, in words."""
+
+
 def percent(fraction: float | None) -> str:
     """`91.2%`."""
     return NOTHING if fraction is None else f"{100 * fraction:.1f}%"

@@ -18,7 +18,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.board.standings import AS_CONTROL, BEATS, HARM, KINDS, PROVEN, Standing, Standings, standings
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.words import board_rows
-from leaderboard.terminal.format import counted, plain
+from leaderboard.terminal.format import KEPT, counted, plain
 from leaderboard.terminal.marks import MARKS
 from leaderboard.terminal.output import as_text
 
@@ -324,8 +324,8 @@ def how_to_read() -> None:
             f" **incomparable**: {MARKS['incomparable'].meaning}; the notes name what differs.\n"
             "- **failed**: no usable result, with the reason.\n\nDelta is"
             " recipe minus baseline in the metric's own units; its interval holds for that one comparison. Where a"
-            " metric's best value lies in the middle (a bias score of 0), better means nearer to it. Kept is the share"
-            " of parameters left when edited matrices are stored as factors. Tokens/s is how fast documents were"
+            " metric's best value lies in the middle (a bias score of 0), better means nearer to it. Kept is"
+            f" {KEPT}. Tokens/s is how fast documents were"
             " scored, and how many times as fast as the baseline in the same process. The noise floor is the share of"
             " answers of the unedited model that flip when rounding alone changes: flips within it mean nothing."
         )

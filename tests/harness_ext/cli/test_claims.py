@@ -72,6 +72,11 @@ def test_a_claim_is_shown_with_where_it_stands(
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/1") == 2
     assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err
+    other_texts = "svd-llm/llama-7b/c4_first_2000/svd-llm-whitening/80"
+    assert call(monkeypatch, "run", other_texts) == 2
+    assert "no task here asks what c4_first_2000 does" in capsys.readouterr().err
+    assert call(monkeypatch, "show", other_texts) == 0
+    assert "7.34 -> 15.84" in (shown := capsys.readouterr().out) and "no task here asks" in shown
 
 
 def test_a_smaller_form_runs_and_settles_nothing(

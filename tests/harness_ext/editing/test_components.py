@@ -209,6 +209,9 @@ def test_coordinates_leave_queries_and_keys_and_a_plan_counts_them(make_lm: Any,
     left = heads.width // 4 * 2 if family == "llama" else heads.width // 2
     for record in applied.records:
         assert record.rows_kept == left * (heads.queries if record.role == "q_proj" else heads.key_values)
+        lost, biased = record.shape[0] - record.rows_kept, family == "gpt2"
+        assert record.parameters_before - record.parameters_after == lost * (record.shape[1] + biased)
+        assert record.bias_shift == biased
     keys = lm.weights.values(own["k_proj"]).any(1).reshape(heads.key_values, heads.width)
     queries = lm.weights.values(own["q_proj"]).any(1).reshape(heads.key_values, -1, heads.width)
     assert torch.equal(queries, keys[:, None].expand_as(queries)) and bool((keys.sum(1) == left).all())

@@ -337,6 +337,23 @@ def test_a_plan_counts_the_second_look(make_model) -> None:
     assert twice.peak_bytes > once.peak_bytes and twice.seconds > once.seconds
 
 
+@pytest.mark.parametrize(
+    ("family", "how"), [("llama", ""), ("gpt2", ",layers_in_group=3"), ("llama", ",factored=true")]
+)
+def test_a_plan_says_the_share_that_a_run_leaves(make_lm, family: str, how: str) -> None:
+    lm = make_lm(family)
+    recipe = parse_recipe(f"basis-sharing:keep.param_fraction=0.5{how}")
+    planned = plan(recipe, read_checkpoint(lm.loaded_from))
+    lm.apply(recipe, drawing(documents_for(lm)))
+    assert planned.parameters_after == lm.totals()["parameters_after"] < planned.parameters
+    assert all(item.rank_after is not None for item in planned.matrices)
+    if not how.endswith("true"):
+        shown = sum(group.number * group.parameters_after for group in planned.groups)
+        assert shown == pytest.approx(
+            sum(item.parameters_after for item in planned.matrices), abs=len(planned.matrices)
+        )
+
+
 def test_a_group_of_one_is_svd_llm(make_lm) -> None:
     lm = make_lm("llama", dtype="float64")
     draw = drawing(documents_for(lm))

@@ -431,21 +431,25 @@ def check_policy_prune(case: Case, method: Callable[..., AnyEdit]) -> None:
 def check_select_coordinates(case: Case, method: Callable[..., AnyEdit]) -> None:
     """One head, its queries made by other weights: the largest products of squares stay as they are."""
     queries = numpy.random.default_rng(2).standard_normal((case.rows, case.columns))
+    bias = numpy.random.default_rng(3).standard_normal(case.rows)
     edit = method(
         case.tensor,
-        component=Component({"q_proj": torch.tensor(queries)}, {}, Heads(1, 1, case.rows)),
+        component=Component({"q_proj": torch.tensor(queries)}, {"k_proj": torch.tensor(bias)}, Heads(1, 1, case.rows)),
         input_second_moment=torch.tensor(case.inputs @ case.inputs.T / case.inputs.shape[1]),
         input_mean_with_sinks=torch.tensor(case.mean),
         generator=torch.Generator(),
         unit_fraction=0.6,
     )
-    sizes = ((case.weight @ case.inputs) ** 2).mean(1) * ((queries @ case.inputs) ** 2).mean(1)
+    keys = case.weight @ case.inputs + bias[:, None]
+    sizes = (keys**2).mean(1) * ((queries @ case.inputs) ** 2).mean(1)
     count = max(1, int(0.6 * case.rows + 1e-9))
     kept = numpy.zeros(case.rows, dtype=bool)
     kept[numpy.argsort(-sizes, kind="stable")[:count]] = True
     if len(set(sizes)) == case.rows:
         numpy.testing.assert_array_equal(dense(edit), case.weight * kept[:, None])
         numpy.testing.assert_array_equal(edit.beside["q_proj"].values, queries * kept[:, None])
+        numpy.testing.assert_array_equal(edit.bias, bias * kept)
+        assert edit.rows == kept.sum()
 
 
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:

@@ -26,6 +26,7 @@ from harness_ext.lm_eval_adapter.model_loading import load_model
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.factored_checkpoint import WEIGHTS, low_rank_layers
 from harness_ext.model.pivot_rows import PivotRowsLinear
+from harness_ext.model.size import size_of
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.runs.factored_export import Destination, export_factored
@@ -335,6 +336,8 @@ def test_an_export_has_the_numbers_that_run_plan_and_control_promise(
     assert stored["pivot_indices"] == sum(record.rank_after for record in records)
     reloaded = loaded(tmp_path / "out")
     assert sum(value.numel() for value in reloaded.parameters()) == stored["parameters"]
+    # The places of rows multiply nothing.
+    assert size_of(reloaded).flops_per_token == lm.totals()["flops_per_token_after"]
     share = 1e-5 if dtype == "float32" else 0.1
     assert (logits(reloaded) - expected).norm() <= share * expected.norm()
 

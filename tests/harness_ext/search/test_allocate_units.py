@@ -176,6 +176,18 @@ def test_all_units_kept_is_the_model_itself(make_lm: Any) -> None:
     assert applied.searches[0]["reason"] == "its budget, unit_fraction 1, takes no units away"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_plan_of_one_share_for_all_layers_says_what_a_run_leaves(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    recipe = parse_recipe("modegpt:rule=uniform,unit_fraction=0.5")
+    planned = plan(recipe, read_checkpoint(lm.loaded_from))
+    lm.apply(recipe, drawing(documents_for(lm, 4)))
+    assert planned.parameters_after == lm.totals()["parameters_after"] < planned.parameters
+    assert all(item.rank_after is not None for item in planned.matrices)
+    by_layer = plan(parse_recipe("modegpt:unit_fraction=0.5"), read_checkpoint(lm.loaded_from))
+    assert all(item.rank_after is None for item in by_layer.matrices)
+
+
 def test_a_plan_knows_it_and_refuses_what_a_run_would(make_lm: Any) -> None:
     from harness_ext.editing.plan_estimate import estimated
 

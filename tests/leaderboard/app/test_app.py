@@ -11,6 +11,7 @@ import pytest
 from leaderboard.app.serve import _config
 from leaderboard.ingest import ingest
 from leaderboard.store.pins import pin
+from leaderboard.terminal.format import KEPT
 from leaderboard.terminal.marks import MARKS
 from tests.leaderboard.app.driving import page, page_database, results, texts
 
@@ -70,6 +71,7 @@ def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
 def test_the_board_explains_incomparable_as_its_mark_does(filled: Path) -> None:
     (how_to_read,) = [one for one in page().expander if one.label == "How to read this"]
     assert f"**incomparable**: {MARKS['incomparable'].meaning}" in texts(how_to_read, "markdown")
+    assert f"Kept is {KEPT}." in texts(how_to_read, "markdown")
 
 
 def test_filters_live_in_the_url(filled: Path) -> None:

@@ -64,6 +64,7 @@ def test_the_command_names_what_the_hub_names() -> None:
     )
     pruner = next(entry for entry in published() if entry.method == "LLM-Pruner")
     assert command_for(pruner) is None
+    assert {command_for(entry) for entry in published() if not entry.asked} == {None}
     assert all("pretrained=" in (command_for(entry) or "pretrained=") for entry in published())
 
 

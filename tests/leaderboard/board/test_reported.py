@@ -29,15 +29,26 @@ def test_the_known_headline_numbers() -> None:
 def test_as_many_as_the_tables_have() -> None:
     by_method = {
         name: sum(entry.method == name for entry in published())
-        for name in ("LASER", "feature space", "SFSD, searched", "SFSD, perplexity search", "MoDeGPT", "SVD")
+        for name in (
+            "LASER",
+            "feature space",
+            "SFSD, searched",
+            "SFSD, perplexity search",
+            "MoDeGPT",
+            "SVD",
+            "SVD-LLM with LoRA",
+            "LEMS",
+        )
     }
     assert by_method == {
         "LASER": 48,
-        "feature space": 12,
+        "feature space": 14,
         "SFSD, searched": 36,
         "SFSD, perplexity search": 24,
-        "MoDeGPT": 16,
+        "MoDeGPT": 19,
         "SVD": 3,
+        "SVD-LLM with LoRA": 8,
+        "LEMS": 18,
     }
 
 
@@ -61,6 +72,42 @@ def test_every_recipe_named_is_shipped() -> None:
         "laser-search",
         "sfsd-surgical",
     }
+
+
+def test_every_task_of_a_row_is_one_or_is_said_to_be_none() -> None:
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+
+    known = set(task_manager().all_tasks)
+    assert {entry.task for entry in published() if entry.asked} <= known
+    assert not {entry.task for entry in published() if not entry.asked} & known
+
+
+def test_several_tables_say_the_same_of_one_cell() -> None:
+    """LLaMA-7B at 80 % of the parameters stands in the ablation as in the table it is from."""
+    scores = {
+        entry.after
+        for entry in published()
+        if entry.task == "wikitext2_2048"
+        and entry.kept == 0.8
+        and entry.recipes == ("svd-llm",)
+        and "V2" in entry.paper
+    }
+    assert scores == {7.94}
+
+
+def test_printed_means_are_those_of_their_rows_or_it_is_said() -> None:
+    means = [entry for entry in published() if entry.identity.startswith("sfsd/") and entry.task == "sfsd_suite"]
+    assert len(means) == 6
+    for mean in means:
+        rows = [
+            entry.after
+            for entry in published()
+            if entry.method == mean.method and entry.setting == mean.setting.partition(";")[0]
+        ]
+        found = 100 * sum(rows) / 6
+        assert len(rows) == 6
+        said = mean.setting.endswith(f"of the six it is {int(100 * found + 1e-6) / 100}")
+        assert said or found == pytest.approx(100 * mean.after, abs=0.006)
 
 
 def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, database: Path) -> None:

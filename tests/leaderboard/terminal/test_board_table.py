@@ -12,6 +12,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.board.standings import standings
 from leaderboard.terminal.board_notes import MOST_NOTES, facts, notes
 from leaderboard.terminal.board_table import SIGNS, BoardLook, broken, render_board
+from leaderboard.terminal.format import KEPT
 from leaderboard.terminal.marks import cell_text
 
 COLOURS = re.compile(r"\x1b\[[\d;]*m")
@@ -77,6 +78,10 @@ def test_colour_and_signs_add_nothing_else(ascii_only: bool) -> None:
     tinted = render_board(cells, BoardLook(100, True, ascii_only))
     assert "\x1b[" in tinted and COLOURS.sub("", tinted) == render_board(cells, BoardLook(100, False, ascii_only))
     assert all(letter.isascii() or letter in SIGNS for letter in COLOURS.sub("", tinted))
+
+
+def test_what_is_kept_is_told_as_on_the_page() -> None:
+    assert f"kept: {KEPT}." in " ".join(render_board(board(3, 2), BoardLook(width=100)).split())
 
 
 def test_controls_fold_and_unfold_under_their_recipe() -> None:
