@@ -184,8 +184,8 @@ def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe], device: 
             f"tp_plan cuts each matrix into pieces, and {' and '.join(map(repr, learning))} learns from documents, for"
             " which layers must be whole. Edit layer by layer first, and score what comes of it: `lm_eval export"
             f" --layers_on {_kind_of(device)} --model_args pretrained={pretrained} --recipe {label} ...`, then"
-            " pretrained=ITS_FOLDER with tp_plan. What a search found in an earlier run can be replayed: `lm_eval recipes show --from RUN >"
-            " found.yaml`, and --recipe found.yaml"
+            " pretrained=ITS_FOLDER with tp_plan. What a search found in an earlier run can be replayed: `lm_eval"
+            " recipes show --from RUN > found.yaml`, and --recipe found.yaml"
         )
     if factored := [recipe.label for recipe in recipes if any(step.factored for step in recipe.steps)]:
         raise UserError(
