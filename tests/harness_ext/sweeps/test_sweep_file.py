@@ -45,7 +45,14 @@ def test_ten_mistakes_are_told_at_once() -> None:
     )
     for place in (
         *("name", "modls", "models.0.gpu", "tasks", "recipes.0", "recipes.1", "controls.0", "run.batch_sise"),
-        *("run.num_fewshot", "run.tasks", "cells.timeout", "cells.retries", "slurm", "models.0.model_args.token"),
+        *(
+            "run.num_fewshot",
+            "run.tasks",
+            "cells.timeout",
+            "cells.retries",
+            "slurm.partitoin",
+            "models.0.model_args.token",
+        ),
         "models.0.model_args.dtype",
     ):
         assert sum(line.startswith(f"{place}:") for line in told) == 1, (place, told)
@@ -75,6 +82,22 @@ def test_ten_mistakes_are_told_at_once() -> None:
                 ]
             },
             "models.0.gpus: 2 are fewer than tensor_parallel_size=2 times data_parallel_size=2 needs",
+        ),
+        (
+            {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"tensor_parallel_size": "four"}}]},
+            "models.0.model_args.tensor_parallel_size: tensor_parallel_size=four must be a whole number from 1",
+        ),
+        (
+            {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"tensor_parallel_size": "4"}}]},
+            "models.0.gpus: 1 are fewer than tensor_parallel_size=4 needs",
+        ),
+        (
+            {"models": [{"pretrained": "x", "model": "sglang", "model_args": {"mem_fraction_static": 80}}]},
+            "models.0.model_args.mem_fraction_static: mem_fraction_static=80 must be a number from 0 to 1",
+        ),
+        (
+            {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"max_model_len": -5}}]},
+            "models.0.model_args.max_model_len: max_model_len=-5 must be a whole number of tokens, 0 or more",
         ),
         ({"models": [{"pretrained": "demo", "gpus": True}]}, "models.0.gpus: should be a whole number (found true)"),
         ({"recipes": [f"svd:keep.rank=[{','.join(map(str, range(1, 200)))}],seed=[{'1,' * 199}2]"]}, "at most 10,000"),
