@@ -79,8 +79,24 @@ def _add_engine_argument(parser: argparse.ArgumentParser) -> None:
 
 def _add_jobs_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--jobs", type=int, default=None, metavar="<n>", help="With local: cells at once (default: one a GPU, or one)"
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="<n>",
+        help="Cells at once: with local (default: one a GPU, or one), or ray (default: as many as it has room for)",
     )
+
+
+def _check_jobs(jobs: int | None, on: str) -> None:
+    if jobs is None:
+        return
+    if jobs < 1:
+        raise UserError(f"--jobs {jobs} must be 1 or more")
+    if on == "slurm":
+        raise UserError(
+            "--jobs is for --on local and ray: how many cells Slurm runs at once is said in the sweep file, as"
+            f" `slurm: {{array_parallelism: {jobs}}}`"
+        )
 
 
 def _read(path: Path) -> SweepPlan:
@@ -195,10 +211,9 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     from harness_ext.sweeps.driver import Driver
     from harness_ext.sweeps.engines import EngineOptions, absence, engine
 
+    _check_jobs(args.jobs, args.on)
     if lacking := absence(args.on):  # before anything is made or written
         raise UserError(lacking)
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs} must be 1 or more")
     _say_what_is_left_alone(plan)
     ingest = _ingest_of(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)

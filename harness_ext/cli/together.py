@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness_ext.cli.exit_codes import INTERRUPTED, MISTAKE
 from harness_ext.cli.secrecy import printable
+from harness_ext.errors import UserError
 from harness_ext.ranks import group as groups
 from harness_ext.ranks.group import Group, OutOfStep
 from harness_ext.ranks.launch import check_nodes, launched
@@ -97,7 +98,7 @@ def _failure(error: BaseException) -> Failure:
     if isinstance(error, KeyboardInterrupt):
         return Failure(INTERRUPTED, MISTAKE)
     if isinstance(error, Exception) and (message := message_of(error)) is not None:
-        return Failure(f"error: {message}", MISTAKE)
+        return Failure(f"error: {message}", MISTAKE, shared=isinstance(error, UserError))
     # The other end of a message that broke off: the rank there is what failed.
     cause = not isinstance(error, (RuntimeError, OSError)) or isinstance(error, OutOfStep)
     return Failure("".join(traceback.format_exception(error)).rstrip(), MACHINE, cause)

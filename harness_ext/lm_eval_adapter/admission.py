@@ -85,14 +85,16 @@ def refuse_backend(name: str) -> None:
     )
 
 
-def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
-    """Every check of this module that needs no tokenizer, and that of the checkpoint's files. Raises UserError."""
+def check_all(model_args: Mapping[str, Any], recipes: Sequence[Recipe], device: str | None = None) -> None:
+    """Every check of this module that needs no tokenizer, and that of the checkpoint's files. device: what was asked
+    for, where `model_args` do not say. Raises UserError.
+    """
     edited = [recipe for recipe in recipes if recipe.steps]
     dequantize = asks_to_dequantize(model_args)
     if edited:
         check_arguments(model_args)
     if model_args.get("tp_plan"):
-        check_cut(model_args, edited)
+        check_cut(model_args, edited, device or model_args.get("device"))
     _raise_first(file_mistakes(model_args, to_be_edited=bool(edited)))
     if dequantize:
         check_dequantize(str(model_args["pretrained"]), hub_or_local_config(model_args))
@@ -160,8 +162,10 @@ def argument_mistakes(model_args: Mapping[str, Any]) -> Iterator[tuple[str, str]
         yield "delta", "peft and delta are both given, and lm-eval takes one adapter: leave one of them out"
 
 
-def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
-    """Refuse what cannot be done with matrices that `tp_plan` cuts into pieces over processes. Raises UserError."""
+def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe], device: str | None = None) -> None:
+    """Refuse what cannot be done with matrices that `tp_plan` cuts into pieces over processes. device: what was asked
+    for. Raises UserError.
+    """
     for name in ("peft", "delta"):
         if model_args.get(name):
             raise UserError(
@@ -179,15 +183,25 @@ def check_cut(model_args: Mapping[str, Any], recipes: Sequence[Recipe]) -> None:
         raise UserError(
             f"tp_plan cuts each matrix into pieces, and {' and '.join(map(repr, learning))} learns from documents, for"
             " which layers must be whole. Edit layer by layer first, and score what comes of it: `lm_eval export"
-            f" --layers_on cuda --model_args pretrained={pretrained} --recipe {label} ...`, then pretrained=ITS_FOLDER"
-            " with tp_plan. What a search found in an earlier run can be replayed: `lm_eval recipes show --from RUN >"
-            " found.yaml`, and --recipe found.yaml"
+            f" --layers_on {_kind_of(device)} --model_args pretrained={pretrained} --recipe {label} ...`, then"
+            " pretrained=ITS_FOLDER with tp_plan. What a search found in an earlier run can be replayed: `lm_eval"
+            " recipes show --from RUN > found.yaml`, and --recipe found.yaml"
         )
     if factored := [recipe.label for recipe in recipes if any(step.factored for step in recipe.steps)]:
         raise UserError(
             f"tp_plan cuts each matrix into pieces, and {factored[0]!r} puts two low-rank layers in the place of it:"
             " set factored=false, or use --model_args parallelize=True"
         )
+
+
+def _kind_of(device: str | None) -> str:
+    """`cuda`, `cpu`, `mps`: the kind of the device that was asked for, of none that a command would take."""
+    kind = str(device or "").partition(":")[0]
+    if kind not in ("", "auto"):
+        return kind
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _word_mistakes(model_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,14 +7,16 @@ it as they are; the edit itself needs only those that say which model it is, and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness_ext.errors import UserError
+from leaderboard.readers.plain_yaml import shown
 
 ORIGINAL_LOAD_FORMATS = ("auto", "hf", "safetensors")
 
@@ -84,6 +86,32 @@ ENGINES = {
         ),
     )
 }
+
+
+class _Numbers(NamedTuple):
+    """What numbers an argument may be. words: that, for a message."""
+
+    words: str
+    least: float
+    most: float = math.inf
+    whole: bool = True
+
+
+_COUNT = _Numbers("a whole number from 1", 1)
+_TOKENS = _Numbers("a whole number of tokens, 0 or more", 0)
+_SHARE = _Numbers("a number from 0 to 1", 0, 1, whole=False)
+_SEED = _Numbers("a whole number", -math.inf)
+_NUMBERS = {
+    **{name: _COUNT for engine in ENGINES.values() for name in engine.gpus},
+    **dict.fromkeys(("max_length", "max_model_len", "context_length"), _TOKENS),
+    **dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "max_lora_rank", "block_size"), _COUNT),
+    **dict.fromkeys(("max_gen_toks", "max_running_requests", "page_size"), _COUNT),
+    **dict.fromkeys(("gpu_memory_utilization", "mem_fraction_static"), _SHARE),
+    **dict.fromkeys(("seed", "random_seed"), _SEED),
+    "cpu_offload_gb": _Numbers("a number of GiB, 0 or more", 0, whole=False),
+    "chunked_prefill_size": _Numbers("a whole number of tokens, or -1 for whole texts", -1),
+}
+"""Arguments of either engine that are numbers. What is none, lm-eval or the engine finds out only while loading."""
 _FOLLOWED = ("pretrained", "revision", "dtype", "trust_remote_code", "add_bos_token", "prefix_token_id")
 """Arguments that mean the same to lm-eval's HF backend."""
 
@@ -133,6 +161,25 @@ def check_installed(engine: Engine) -> None:
         )
 
 
+def number_of(value: Any) -> float | None:
+    """A number that is given as one, or as the text of one; None for anything else."""
+    try:
+        number = None if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _number_mistakes(model_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, numbers in _NUMBERS.items():
+        if (value := model_args.get(name)) is None:
+            continue
+        number = number_of(value)
+        fits = number is not None and numbers.least <= number <= numbers.most
+        if not fits or (numbers.whole and not float(number or 0).is_integer()):
+            yield name, f"{name}={shown(value)} must be {numbers.words}"
+
+
 def engine_mistakes(engine: Engine, model_args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Arguments with which an engine cannot score edited weights: the argument, and a sentence."""
     for name in engine.packed:
@@ -156,6 +203,7 @@ def engine_mistakes(engine: Engine, model_args: Mapping[str, Any]) -> Iterator[t
             f"load_format={form} loads other weights than the edited safetensors files: leave it out, or give"
             f" {', '.join(ORIGINAL_LOAD_FORMATS)}",
         )
+    yield from _number_mistakes(model_args)
 
 
 def _check_gpus(engine: Engine, model_args: Mapping[str, Any]) -> None:

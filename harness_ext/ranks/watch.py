@@ -25,7 +25,9 @@ _EVERY_SECONDS = 0.1
 _PATIENCE_SECONDS = 3.0
 """For another rank to tell what it claimed, or to claim what may be the cause of a failure here."""
 _FIRST_RANK_SECONDS = 0.5
-"""How long a mistake that all ranks make is left to the first of them to tell."""
+"""How long a failure is left to the first rank to tell."""
+_SHARED_MISTAKE_SECONDS = 2.0
+"""Likewise for a mistake of the user's, which all ranks make, on a busy machine not at once."""
 _ENDING_SECONDS = 10.0
 """For a process that was told to end."""
 _FAILURE, _TOLD = "failure.json", "told"
@@ -34,11 +36,14 @@ MACHINE = 1
 
 
 class Failure(NamedTuple):
-    """What ends a rank: its text, told once; its exit code. cause: whether nothing of another rank can be behind it."""
+    """What ends a rank: its text, told once; its exit code. cause: whether nothing of another rank can be behind it.
+    shared: whether every rank makes it sooner or later.
+    """
 
     text: str
     code: int
     cause: bool = True
+    shared: bool = False
 
 
 class RankWatch:
@@ -78,7 +83,7 @@ class RankWatch:
         """
         self._ending.set()
         if self._rank:
-            self._wait_for(self._claimed, _FIRST_RANK_SECONDS)
+            self._wait_for(self._first_ended, _SHARED_MISTAKE_SECONDS if failure.shared else _FIRST_RANK_SECONDS)
             if failure.text:
                 failure = failure._replace(text=f"(rank {self._rank}) {failure.text}")
         if not failure.cause:
@@ -118,6 +123,10 @@ class RankWatch:
 
     def _claimed(self) -> bool:
         return (self._folder / _FAILURE).exists()
+
+    def _first_ended(self) -> bool:
+        """Whether a failure is claimed, or the first rank can claim none any longer."""
+        return self._claimed() or (self._folder / "done-0").exists() or not _alive(self._processes[0])
 
     def _gone(self) -> Failure | None:
         """A rank that is gone and never said that it was done, or failed."""

@@ -45,6 +45,7 @@ from harness_ext.recipe.schema import (
     step_model,
 )
 from leaderboard.errors import Unreadable
+from leaderboard.readers.finding_words import ANY, trouble
 from leaderboard.readers.plain_yaml import WIDEST_PATH, listed, load_yaml, mistyped, shown
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ SHUFFLED_LABELS = "shuffled-labels"
 _UNEDITED = frozenset({BASELINE, "unedited", "plain", "lm_eval", "lm-eval"})
 """Names that readers of a board take for the model as it is."""
 IDENTITY = "identity"
+_EXAMPLES = {"steps": f"[{{method: {ANY}}}]"}
+"""How what is no bare value is written, by key."""
 SHIPPED = Path(__file__).parent.parent / "recipes"
 LARGEST_FILE = 2**23
 """A recipe that a search found lists the documents that it was chosen on."""
@@ -405,7 +408,4 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
             own = ", ".join(NESTED.get(location[-1], Heal).model_fields)
             return f"{shown(key)}: holds keys of its own, {own}: write {location[-1]}.KEY=VALUE, or a mapping in a file"
         case _:
-            message = item["msg"].removeprefix("Value error, ")
-            value = item.get("input")
-            found = f" (found {shown(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
-            return f"{shown(key)}: {message[0].lower()}{message[1:]}{found}"
+            return f"{shown(key)}: {trouble(item, _EXAMPLES)}"

@@ -25,6 +25,7 @@ from harness_ext.runs.versions import package_version
 from harness_ext.storage.rundir import safe_name
 from leaderboard.readers.ran_on import ORDINARY, ComputePlace, gpu_of
 from leaderboard.readers.receipt import LONGEST_NAME, ReceiptRanOn, read_ran_on
+from leaderboard.readers.safe_json import mapping
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -100,20 +101,27 @@ class Here:
         return "-".join(safe_name(part) for part in self.place if part) or "elsewhere"
 
     def is_not_of(self, receipt: Mapping[str, Any]) -> str | None:
-        """Where a run was made, in words, if that is known to be no place like this; None where it may be."""
+        """Where a run was made, in words, if that is known to be no place like this; None where it may be, and where
+        there is no GPU here: what needs one is not made anew on a CPU.
+        """
         said = read_ran_on(receipt.get("ran_on"))
         if said is None:
             return None
         other_engine = said.engine is not None and self.engine is not None and said.engine != self.engine
-        other_gpu = bool(said.gpus) and bool(self.gpus) and not self.gpus.issuperset(said.gpus)
+        other_gpu = bool(self.gpus) and (
+            not self.gpus.issuperset(said.gpus) if said.gpus else not _device(receipt).startswith("cuda")
+        )
         return in_words(ComputePlace(said.engine, gpu_of(list(said.gpus)))) if other_engine or other_gpu else None
 
     def of_another_kind(self, receipt: Mapping[str, Any]) -> str | None:
-        """Where a run was made, in words, if one of the two had a GPU and the other none."""
+        """Where a run was made, in words, if that is a GPU and here is none."""
         said = read_ran_on(receipt.get("ran_on"))
-        if said is None or bool(said.gpus) == bool(self.gpus):
-            return None
-        return gpu_of(list(said.gpus)) or "a CPU"
+        return None if said is None or self.gpus else gpu_of(list(said.gpus))
+
+
+def _device(receipt: Mapping[str, Any]) -> str:
+    """Where a run was scored; a device `cuda` without a GPU's name has its weights elsewhere, as on disk."""
+    return str(mapping(receipt.get("model")).get("device"))
 
 
 def in_words(place: ComputePlace) -> str:

@@ -164,7 +164,7 @@ class Session:
             )
         for name in self.config.controls:
             check_control(name)
-        admission.check_all(self.loading_arguments, recipes)
+        admission.check_all(self.loading_arguments, recipes, self.harness.device)
 
     def _check_fit(self, recipes: Sequence[Recipe]) -> None:
         """Find out what will not work before the model is loaded and scored: matrices and ranks from the headers,

@@ -20,6 +20,7 @@ from harness_ext.sweeps.recipe_lists import multiplied, readable, recipe_mistake
 from harness_ext.sweeps.run_flags import flag_mistakes
 from harness_ext.sweeps.swept_models import model_mistakes, models_in
 from leaderboard.errors import Unreadable
+from leaderboard.readers.finding_words import ANY, trouble
 from leaderboard.readers.plain_yaml import listed, load_yaml, shown
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -28,6 +29,17 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MOST = 10_000
 """Models, or recipes, of one sweep."""
 BASELINE = "baseline"
+_EXAMPLES = {
+    "models": f"[{{pretrained: {ANY}}}]",
+    "SweptModel": f"{{pretrained: {ANY}}}",
+    "exclude": f"[{{model: '*70B', recipe: {ANY}}}]",
+    "Exclusion": f"{{model: '*70B', recipe: {ANY}}}",
+    "Cutting": "{timeout: 4h}",
+    "run": "{limit: 100}",
+    "slurm": "{partition: gpu}",
+    "model_args": "{dtype: float32}",
+}
+"""How what is no bare value is written, by key or schema."""
 
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Count = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
@@ -73,10 +85,10 @@ class Cutting(_StrictPart):
     timeout: str | None = None
     retries: Annotated[int, Field(strict=True, ge=0, le=100)] = 2
 
-    @field_validator("timeout")
+    @field_validator("timeout", mode="before")
     @classmethod
-    def _is_a_time(cls, value: str | None) -> str | None:
-        if value is not None and (not _TIME.fullmatch(value) or value.startswith("0")):
+    def _is_a_time(cls, value: object) -> object:
+        if value is not None and not (isinstance(value, str) and _TIME.fullmatch(value) and value[0] != "0"):
             raise ValueError("write a number and s, m, h or d, such as 90m or 4h")
         return value
 
@@ -213,12 +225,7 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return f"{key}: unknown key; {nearest(place[-1], _known(place))}"
     if item["type"] == "missing":
         return f"{key}: is missing"
-    if isinstance(item.get("input"), bool) and item["type"] == "int_type":
-        return f"{key}: should be a number (found {str(item['input']).lower()})"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    value = item.get("input")
-    found = f" (found {shown(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{found}"
+    return f"{key}: {trouble(item, _EXAMPLES)}"
 
 
 def _known(place: list[str]) -> Iterable[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.admission import argument_mistakes, file_mistakes, refuse_backend
-from harness_ext.lm_eval_adapter.engines import ENGINES, check_installed, editing_arguments, engine_mistakes
+from harness_ext.lm_eval_adapter.engines import ENGINES, check_installed, editing_arguments, engine_mistakes, number_of
 from harness_ext.runs.run_config import DEMO, RECIPE_BACKENDS
 from leaderboard.readers.secrets import is_secret
 
@@ -104,15 +104,16 @@ def _of_arguments(backend: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
     try:
         followed = editing_arguments(engine, arguments)
     except (TypeError, ValueError):
-        yield "max_length", "must be a whole number of tokens, 0 or more"
-    else:
-        yield from argument_mistakes(followed)
+        return  # a length that is no number, which is told
+    # The length was checked by the engine's own name of it.
+    yield from ((name, told) for name, told in argument_mistakes(followed) if name != "max_length")
 
 
 def _of_sizes(place: str, model: Mapping[str, Any]) -> Iterator[str]:
     arguments, gpus = model.get("model_args"), model.get("gpus", 1)
-    given = {name: arguments[name] for name in _PIECES if name in arguments} if isinstance(arguments, Mapping) else {}
-    if not given or not all(isinstance(number, int) for number in (gpus, *given.values())):
+    asked = {name: number_of(arguments.get(name)) for name in _PIECES} if isinstance(arguments, Mapping) else {}
+    given = {name: int(number) for name, number in asked.items() if number is not None and number >= 1}
+    if not given or not isinstance(gpus, int):
         return
     if math.prod(given.values()) > gpus:
         asked = " times ".join(f"{name}={number}" for name, number in given.items())

@@ -10,14 +10,15 @@ import streamlit as st
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standing
 from leaderboard.readers.asked import dequantized
+from leaderboard.readers.ran_on import sql_gpu
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
 from leaderboard.terminal.format import plain
 from leaderboard.terminal.marks import legend
 
-_FACTS = """
+_FACTS = f"""
 SELECT v.model_type AS architecture, coalesce(r.parameters_before, v.parameters) AS parameters, v.dtype, r.batch_size,
-    r.backend, r.lm_eval_version, v.model_name, r.gpu, r.driver, r.engine, r.asked
+    r.backend, r.lm_eval_version, v.model_name, {sql_gpu("r")} AS gpu, r.driver, r.engine, r.asked
 FROM runs r JOIN variants v USING (variant_id) WHERE v.model_key = ? AND r.status = 'complete'
 """
 _MOST_VALUES = 3

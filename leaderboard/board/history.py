@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from leaderboard import metrics
 from leaderboard.compare.effect import reproduces
 from leaderboard.readers.asked import revision_of
+from leaderboard.readers.ran_on import sql_gpu
 from leaderboard.readers.task_identity import differing_parts
 from leaderboard.readers.weights_digest import short_digest, weights_differ
 from leaderboard.statistics import wilson
@@ -69,14 +70,14 @@ _HASHES = (
     "system_instruction_hash",
     "model_key",
 )
-_POINTS = """
+_POINTS = f"""
 SELECT r.run_id, coalesce(r.started, r.finished) AS moment, r.status, r.path,
     concat_ws(': ', r.failure_kind, r.failure_reason) AS failure, v.recipe_name = 'baseline'
     OR (r.origin <> 'recipe' AND r.edited IS NOT TRUE) AS unedited,
   s.metric, s.filter, s.score, s.reported, s.stderr, t.documents, r.versions, r.settings, r.asked,
   v.model_key, v.revision, v.digest_before, v.recipe_id, v.digest_after, r.lm_eval_version, r.transformers_version,
-  r.torch_version, r.device, r.gpu, r.gpu_count, r.driver, r.ranks, r.engine, r.engine_version, v.dtype, r.backend,
-  r.batch_size,
+  r.torch_version, r.device, {sql_gpu("r")} AS gpu, r.gpu_count, r.driver, r.ranks, r.engine, r.engine_version, v.dtype,
+  r.backend, r.batch_size,
   t.version, t.identity, t.config_hash, t.subset, c.calibrated, t.num_fewshot,
   t.documents_hash, t.chat_template_hash, t.system_instruction_hash, t.generation_arguments
 FROM runs r JOIN variants v USING (variant_id)

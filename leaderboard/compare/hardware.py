@@ -2,7 +2,8 @@
 
 Another GPU, or another engine, rounds otherwise, and answers flip by that alone. Notable choices:
 - Two places are known to be two only where both runs name an engine and the two differ, or both name a GPU and these
-  differ. Runs of before, runs of other harnesses and runs on a CPU are compared as ever.
+  differ; a CPU is a place as a GPU is. Runs of before and runs of other harnesses, which do not say, are compared with
+  all others; where one of two says it, a warning tells that the other does not.
 - Runs of two places are compared where the noise floor of both was measured on the model, by `lm_eval noise` or by the
   recipe `identity`: the larger is then the floor. A warning names the two places. Otherwise they are *incomparable*;
   a gate's policy may allow them (`different_hardware: warn`).
@@ -69,6 +70,17 @@ def are_two(first: ComputePlace, second: ComputePlace) -> bool:
     return any(one is not None and other is not None and one != other for one, other in zip(first, second))
 
 
+def unknown_place(baseline: RunRow, run: RunRow) -> tuple[str, ...]:
+    """What is to be said where only one of two runs says by which engine, or on which GPU, it was made."""
+    notes = []
+    for which, place, other in (("the baseline", baseline.place, run.place), ("this run", run.place, baseline.place)):
+        known = zip(("by which engine", "on which GPU or CPU"), place, other)
+        lacking = [what for what, own, others in known if own is None and others is not None]
+        if lacking:
+            notes.append(f"warning: {which} does not say {' and '.join(lacking)} it was made; the other run does")
+    return tuple(notes)
+
+
 def same_place(first: RunRow, second: RunRow) -> bool:
     """Whether two runs were made in one place, as far as they say."""
     if first.engine == second.engine and first.gpu == second.gpu:  # a board asks a hundred thousand times
@@ -77,8 +89,8 @@ def same_place(first: RunRow, second: RunRow) -> bool:
 
 
 def distance(baseline: RunRow, run: RunRow) -> int:
-    """How far a baseline was made from a run: 0 in one place, as far as it counts; 1 on a GPU that it does not name, 2
-    in another place.
+    """How far a baseline was made from a run: 0 in one place, as far as it counts; 1 where it does not say on which
+    GPU, or that there was none, 2 in another place.
     """
     if not same_place(baseline, run):
         return 2

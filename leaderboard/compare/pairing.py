@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leaderboard.compare import comparability
+from leaderboard.compare import comparability, hardware
 from leaderboard.compare.collapse import collapse_signs, possible_collapse
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
@@ -79,6 +79,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         *effect.notes,
         *_direction_note(subject.score),
         *comparability.task_notes(base_task, task),
+        *hardware.unknown_place(baseline, run),
         *comparability.reservations(baseline, run),
     )
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
@@ -92,7 +93,12 @@ def _unpaired(reported: ReportedTask, subject: Subject, baseline: RunRow, terms:
     else:
         found = gated(reported, recipe, terms.limits_at, terms.own_margin, terms.margin)
     obstacles = comparability.lacking_samples(reported.task, subject.task)
-    notes = (found.note, *_direction_note(subject.score), *comparability.reservations(baseline, subject.run))
+    notes = (
+        found.note,
+        *_direction_note(subject.score),
+        *hardware.unknown_place(baseline, subject.run),
+        *comparability.reservations(baseline, subject.run),
+    )
     return Pairing(reported.score.score, obstacles, notes=notes, unpaired=found)
 
 

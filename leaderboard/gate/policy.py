@@ -14,12 +14,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from leaderboard.errors import LeaderboardError, Unreadable
+from leaderboard.readers.finding_words import trouble
 from leaderboard.readers.plain_yaml import listed, load_yaml, mistyped, shown
 
 Margin = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 """Of scores within [0, 1]: 0.02 is two points."""
 Against = Literal["base", "blessed"]
+_EXAMPLES = {
+    "tasks": "{int_mult: {margin: 0.01}}",
+    **dict.fromkeys(("TaskPolicy", "SuitePolicy", "OverallPolicy"), "{margin: 0.01}"),
+}
+"""How a mapping is written, by key or schema."""
 Weights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
@@ -186,13 +192,7 @@ def _sentence(item: Mapping[str, Any]) -> str | None:
         return None if numeric else f"{key}: should be a number, or a mapping with base and blessed"
     if not numeric and place[-1] in ("float", "constrained-float"):
         return None
-    message = (
-        "should be a mapping, such as {margin: 0.01}"
-        if item["type"] == "model_type"
-        else item["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    )
-    found = f" (found {shown(repr(value))})" if isinstance(value, (str, int, float, bool)) else ""
-    return f"{shown(key)}: {message[0].lower()}{message[1:]}{found}"
+    return f"{shown(key)}: {trouble(item, _EXAMPLES).removeprefix('input ')}"
 
 
 def _mistakes_of_overall(policy: Policy) -> list[str]:

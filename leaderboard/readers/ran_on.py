@@ -1,7 +1,10 @@
 """Where a run was made: machine, GPU, engine, and the sweep that asked for it, as far as its receipt says.
 
-Notable choice: a place is an engine and the names of GPUs, each once and in order. How many there were, the host and
-the versions may differ within one place.
+Notable choices:
+- A place is an engine and the names of GPUs, each once and in order. How many there were, the host and the versions may
+  differ within one place.
+- A run that used no GPU was made on a place of its own, `cpu` or the kind of its device, such as `mps`. One that does
+  not say, or that says no GPU and a device that is one (weights on disk), was made on a GPU that is not known.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ ORDINARY = "hf"
 
 
 class ComputePlace(NamedTuple):
-    """What decides where a run was made; None where that is not known, and the GPU also where there was none."""
+    """What decides where a run was made; None where that is not known. gpu: names, or the kind of device that is none;
+    see the module's notes.
+    """
 
     engine: str | None = None
     gpu: str | None = None
@@ -29,8 +34,8 @@ class ComputePlace(NamedTuple):
 
 
 class RanOn(NamedTuple):
-    """By the columns of the store. gpu: as that of a `ComputePlace`; gpu_count: of the GPUs used, 0 on a CPU. None
-    where it is not known.
+    """By the columns of the store. gpu: the names of GPUs, each once, None on a CPU as well; gpu_count: of those used,
+    0 on a CPU. None where it is not known.
     """
 
     host: str | None = None
@@ -59,11 +64,17 @@ class RanOn(NamedTuple):
 
     @property
     def place(self) -> ComputePlace:
-        """What decides whether it was made where another was."""
+        """Engine and GPU as the ids of runs have them: of a CPU nothing, so that ids of before stay."""
         return ComputePlace(self.engine, self.gpu)
 
 
 NOWHERE = RanOn()
+
+
+def sql_gpu(run: str) -> str:
+    """The GPU of a row of `runs` as that of a `ComputePlace`, as an SQL expression. run: the row's name there."""
+    kind = f"coalesce(split_part({run}.device, ':', 1), 'cpu')"
+    return f"CASE WHEN {run}.gpu_count = 0 THEN nullif({kind}, 'cuda') ELSE {run}.gpu END"
 
 
 def gpu_of(names: Sequence[str]) -> str | None:

@@ -167,7 +167,7 @@ def badges(report: Report) -> list[str]:
         ),
         *_differing("batch ", (run.row.batch_size for run in runs)),
         *_differing("device ", (run.row.device for run in runs)),
-        *_differing("GPU ", (run.row.gpu for run in runs)),
+        *_differing("GPU ", (_gpu(run) for run in runs)),
         *(_differing("engine ", engines) if len(engines) > 1 else []),
         counted(len(runs), "run", "runs"),
         f"baseline {baseline.row.run_id[:8]}{_on(baseline)}" if baseline else "",
@@ -188,6 +188,12 @@ def _on(run: ReportedRun) -> str:
 
 def _known(runs: Sequence[ReportedRun], name: str) -> bool:
     return any(name in run.versions for run in runs)
+
+
+def _gpu(run: ReportedRun) -> str | None:
+    """The names of a run's GPUs; None also where it had none, which its device tells."""
+    gpu, device = run.row.gpu, run.row.device or "cpu"
+    return None if gpu is None or device.startswith(gpu) else gpu
 
 
 def _differing(before: str, values: Iterable[str | None]) -> list[str]:

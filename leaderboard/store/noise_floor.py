@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.errors import LeaderboardError
-from leaderboard.readers.ran_on import ComputePlace
+from leaderboard.readers.ran_on import ComputePlace, sql_gpu
 from leaderboard.readers.weights_digest import sql_same
 from leaderboard.store.database import Store, open_store
 
@@ -50,7 +50,7 @@ WITH pairs AS (
       AND o.device IS NOT DISTINCT FROM n.device AND o.lm_eval_version IS NOT DISTINCT FROM n.lm_eval_version
       AND o.transformers_version IS NOT DISTINCT FROM n.transformers_version
       AND o.torch_version IS NOT DISTINCT FROM n.torch_version
-      AND coalesce(o.gpu = n.gpu, true) AND coalesce(o.engine = n.engine, true)
+      AND coalesce({sql_gpu("o")} = {sql_gpu("n")}, true) AND coalesce(o.engine = n.engine, true)
     JOIN run_tasks tn ON tn.run_id = n.run_id
     JOIN run_tasks t ON t.run_id = o.run_id AND t.task = tn.task AND t.documents_hash = tn.documents_hash
         AND t.version IS NOT DISTINCT FROM tn.version
@@ -129,8 +129,9 @@ def floors(store: Store) -> dict[tuple[str, str, str, str], list[Floor]]:
     names = ", ".join(f"f.{name}" for name in Floor._fields if name != "place")
     found: dict[tuple[str, str, str, str], list[Floor]] = defaultdict(list)
     for row in store.rows(
-        f"SELECT {names}, CASE WHEN r.engine = o.engine THEN r.engine END AS engine, CASE WHEN r.gpu = o.gpu THEN r.gpu"
-        " END AS gpu FROM noise_floors f JOIN runs r ON r.run_id = f.run_id JOIN runs o ON o.run_id = f.other_run_id"
+        f"SELECT {names}, CASE WHEN r.engine = o.engine THEN r.engine END AS engine, CASE WHEN {sql_gpu('r')} ="
+        f" {sql_gpu('o')} THEN {sql_gpu('r')} END AS gpu"
+        " FROM noise_floors f JOIN runs r ON r.run_id = f.run_id JOIN runs o ON o.run_id = f.other_run_id"
         " ORDER BY f.task, f.metric, f.filter, f.run_id, f.other_run_id"
     ):
         floor = Floor(place=ComputePlace(row.pop("engine"), row.pop("gpu")), **row)

@@ -16,7 +16,7 @@ from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
 from leaderboard.readers.edited import is_service
-from leaderboard.readers.ran_on import ComputePlace, RanOn
+from leaderboard.readers.ran_on import ComputePlace, RanOn, sql_gpu
 from leaderboard.readers.records import BASELINE
 from leaderboard.readers.safe_json import mapping
 from leaderboard.store import decisions
@@ -116,7 +116,8 @@ class ScoreRow(NamedTuple):
 
 _OF_RUNS = {
     "failure": "CASE WHEN status = 'failed' THEN concat_ws(': ', failure_kind, failure_reason) || coalesce(' (' ||"
-    " failure_where || ')', '') END"
+    " failure_where || ')', '') END",
+    "gpu": sql_gpu("runs"),
 }
 """What of a `RunRow` is no column."""
 

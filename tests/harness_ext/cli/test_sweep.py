@@ -144,6 +144,7 @@ def test_a_failed_cell_is_an_exit_code(lm_eval: Any, sweep: Path, monkeypatch: p
     [
         (("--on", "slurmm"), "did you mean 'slurm'?"),
         (("--jobs", "0"), "--jobs 0 must be 1 or more"),
+        (("--jobs", "2", "--on", "slurm"), "in the sweep file, as `slurm: {array_parallelism: 2}`"),
     ],
 )
 def test_mistakes_are_a_sentence(lm_eval: Any, sweep: Path, words: tuple[str, ...], told: str) -> None:

@@ -127,6 +127,12 @@ def test_what_needs_whole_matrices(recipe: str, told: str) -> None:
         check_cut({"pretrained": "demo", "tp_plan": "auto"}, [parse_recipe(recipe)])
 
 
+@pytest.mark.parametrize(("device", "told"), [("cpu", "cpu"), ("cuda:1", "cuda"), ("mps", "mps")])
+def test_advice_is_for_the_device_asked(device: str, told: str) -> None:
+    with pytest.raises(UserError, match=f"--layers_on {told} "):
+        check_cut({"pretrained": "demo", "tp_plan": "auto"}, [parse_recipe("asvd")], device)
+
+
 def test_the_embedded_model_keeps_its_name() -> None:
     with pytest.raises(UserError, match="--model_args pretrained=demo --recipe svd-llm"):
         check_cut({"pretrained": str(demo_path()), "tp_plan": "auto"}, [parse_recipe("svd-llm")])

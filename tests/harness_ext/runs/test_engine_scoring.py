@@ -148,6 +148,7 @@ def test_the_model_that_edits_is_gone_before_the_engine_starts(engine_run, monke
         ("pretrained=demo,lora_local_path=/x", "merge it into the model"),
         ("pretrained=demo,load_format=dummy", "load_format=dummy loads other weights"),
         ("pretrained=demo,tensor_parallel_size=512", "tensor_parallel_size=512 takes 512 GPUs, and there"),
+        ("pretrained=demo,gpu_memory_utilization=90", "gpu_memory_utilization=90 must be a number from 0 to 1"),
         ("pretrained=demo,dtype=int8", "dtype=int8 is no dtype"),
         ("dtype=float32", "no model given"),
     ],

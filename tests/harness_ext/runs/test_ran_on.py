@@ -132,13 +132,19 @@ def test_a_name_of_a_sweep_is_short_and_printable(
         ({"engine": "hf", "gpus": [A100]}, {A100, H100}, None),
         ({"engine": "hf", "gpus": [A100, H100]}, {A100}, "NVIDIA A100, NVIDIA H100 by hf"),
         ({"engine": "hf", "gpus": [A100]}, set(), None),
-        ({"engine": "hf", "gpus": []}, {A100}, None),
+        ({"engine": "hf", "gpus": []}, {A100}, "a CPU by hf"),
+        ({"engine": "hf", "gpus": []}, set(), None),
         ({"engine": "vllm", "gpus": [A100]}, {A100}, "NVIDIA A100 by vllm"),
         (None, {A100}, None),
     ],
 )
 def test_which_receipts_are_of_another_place(said: Any, gpus: set[str], where: str | None) -> None:
     assert Here("hf", frozenset(gpus)).is_not_of({"ran_on": said}) == where
+
+
+def test_a_device_that_hides_its_gpu_may_be_of_this_place() -> None:
+    receipt = {"ran_on": {"engine": "hf", "gpus": []}, "model": {"device": "cuda:0"}}
+    assert Here("hf", frozenset({A100})).is_not_of(receipt) is None
 
 
 def harness(device: str | None, model: str = "hf", **model_args: Any) -> Any:

@@ -430,7 +430,7 @@ def test_a_search_does_no_more_than_its_plan_says(make_lm, make_model, family: s
             "laser-search:fractions=[1.0]",
             "nothing to try: no setting of this search changes any of the 6 chosen matrices",
         ),
-        ("laser-search:fractions=[]", "steps.0.fractions: tuple should have at least 1 item"),
+        ("laser-search:fractions=[]", "steps.0.fractions: list should have at least 1 item, and has none"),
         ("laser-search:fractions=[0.5,0]", "steps.0.fractions.1: input should be greater than 0"),
         ("laser-search:fraction=[0.5]", "unknown key 'fraction', did you mean 'fractions'"),
         ("laser-search:layers=[7]", "layers: 7 is outside 0 to 1"),

@@ -42,7 +42,7 @@ TOLD = {
     "models.2.model_args.max_length": ["a whole number of tokens"],
     "models.2.model_args.peft": ["there is no adapter folder ./no-adapter"],
     "models.3.model": ["lie with a server"],
-    "models.4.gpus": ["should be a number (found true)"],
+    "models.4.gpus": ["should be a whole number (found true)"],
     "models.5": ["is the same as models.4"],
     "models.6": ["is the same as models.4"],
     "tasks.0": ["no task is called 'int_mlt'; did you mean int_mult"],

@@ -223,13 +223,13 @@ def test_a_cell_without_a_time_limit(tmp_path: Path) -> None:
 def test_all_mistakes_of_the_options_at_once() -> None:
     options = {"partiton": "x", "array_parallelism": 0, "account": "a\n#SBATCH --x", "qos": 3, "mem_gb": True}
     assert slurm_mistakes(options) == [
-        "slurm: partiton is not known; did you mean 'partition'?",
-        "slurm: array_parallelism is 0: give a whole number from 1",
-        "slurm: account is 'a\\n#SBATCH --x': give one word, as sbatch takes it",
-        "slurm: qos is 3: give one word, as sbatch takes it",
-        "slurm: mem_gb is True: give a whole number from 1",
+        "slurm.partiton: unknown key; did you mean 'partition'?",
+        "slurm.array_parallelism: give a whole number from 1 (found 0)",
+        "slurm.account: give one word, as sbatch takes it (found 'a\\n#SBATCH --x')",
+        "slurm.qos: give one word, as sbatch takes it (found 3)",
+        "slurm.mem_gb: give a whole number from 1 (found true)",
     ]
-    with pytest.raises(UserError, match="partiton is not known"):
+    with pytest.raises(UserError, match="partiton: unknown key"):
         SlurmEngine(options)
     assert slurm_mistakes({"partition": "gpu", "account": "x", "array_parallelism": 16}) == []
 

@@ -45,8 +45,15 @@ def test_ten_mistakes_are_told_at_once() -> None:
     )
     for place in (
         *("name", "modls", "models.0.gpu", "tasks", "recipes.0", "recipes.1", "controls.0", "run.batch_sise"),
-        *("run.num_fewshot", "run.tasks", "cells.timeout", "cells.retries", "slurm", "models.0.model_args.token"),
-        "models.0.model_args.dtype",
+        *(
+            "run.num_fewshot",
+            "run.tasks",
+            "cells.timeout",
+            "cells.retries",
+            "slurm.partitoin",
+            "models.0.model_args.token",
+        ),
+        *("models.0.model_args.token", "models.0.model_args.dtype"),
     ):
         assert sum(line.startswith(f"{place}:") for line in told) == 1, (place, told)
     assert "did you mean 'gpus'?" in next(line for line in told if line.startswith("models.0.gpu"))
@@ -76,12 +83,48 @@ def test_ten_mistakes_are_told_at_once() -> None:
             },
             "models.0.gpus: 2 are fewer than tensor_parallel_size=2 times data_parallel_size=2 needs",
         ),
-        ({"models": [{"pretrained": "demo", "gpus": True}]}, "models.0.gpus: should be a number (found true)"),
+        (
+            {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"tensor_parallel_size": "four"}}]},
+            "models.0.model_args.tensor_parallel_size: tensor_parallel_size=four must be a whole number from 1",
+        ),
+        (
+            {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"tensor_parallel_size": "4"}}]},
+            "models.0.gpus: 1 are fewer than tensor_parallel_size=4 needs",
+        ),
+        (
+            {"models": [{"pretrained": "x", "model": "sglang", "model_args": {"mem_fraction_static": 80}}]},
+            "models.0.model_args.mem_fraction_static: mem_fraction_static=80 must be a number from 0 to 1",
+        ),
+        (
+            {"models": [{"pretrained": "x", "model": "vllm", "model_args": {"max_model_len": -5}}]},
+            "models.0.model_args.max_model_len: max_model_len=-5 must be a whole number of tokens, 0 or more",
+        ),
+        ({"models": [{"pretrained": "demo", "gpus": True}]}, "models.0.gpus: should be a whole number (found true)"),
         ({"recipes": [f"svd:keep.rank=[{','.join(map(str, range(1, 200)))}],seed=[{'1,' * 199}2]"]}, "at most 10,000"),
     ],
 )
 def test_what_only_the_whole_file_shows(changes: dict[str, Any], told: str) -> None:
     assert any(told in line for line in mistakes(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"models": ["demo"]}, "models.0: should be a mapping: write {pretrained: demo}"),
+        ({"models": "demo"}, "models: should be a list: write [{pretrained: demo}]"),
+        ({"models": [7]}, "models.0: should be a mapping, such as {pretrained: VALUE} (found 7)"),
+        ({"cells": 3}, "cells: should be a mapping, such as {timeout: 4h} (found 3)"),
+        ({"cells": {"timeout": 4}}, "cells.timeout: write a number and s, m, h or d, such as 90m or 4h (found 4)"),
+        ({"cells": {"retries": "two"}}, "cells.retries: should be a whole number (found 'two')"),
+        ({"tasks": "int_mult"}, "tasks: should be a list: write [int_mult]"),
+        ({"tasks": [5]}, 'tasks.0: should be a text: write "5"'),
+        ({"recipes": []}, "recipes: list should have at least 1 item, and has none"),
+        ({"recipes": ["svd:keep.rank_fraction=[]"]}, "rank_fraction: should be a number (found an empty list)"),
+        ({"run": None}, "run: should be a mapping, such as {limit: 100} (found nothing)"),
+    ],
+)
+def test_types_are_told_in_words_of_the_file(changes: dict[str, Any], told: str) -> None:
+    assert any(told in line for line in mistakes(**changes)), mistakes(**changes)
 
 
 def test_a_model_may_do_without_a_gpu() -> None:

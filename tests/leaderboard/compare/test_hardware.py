@@ -43,6 +43,7 @@ class TestPlaces:
         [
             (ComputePlace("hf", A100), ComputePlace("hf", A100), False),
             (ComputePlace("hf", A100), ComputePlace("hf", H100), True),
+            (ComputePlace("hf", A100), ComputePlace("hf", "cpu"), True),
             (ComputePlace("hf", A100), ComputePlace("vllm", A100), True),
             (ComputePlace("hf", A100), ComputePlace("hf", None), False),
             (ComputePlace(), ComputePlace("vllm", H100), False),
@@ -68,7 +69,8 @@ class TestBoard:
             ({}, {}),
             ({}, on(H100)),
             (on(A100), {}),
-            (on(None), on(H100)),
+            (on(None), on(None, host="two")),
+            (on(None), {}),
             (on(H100, host="one", driver="550"), on(H100, host="two", driver="570", ranks=4)),
         ],
     )
@@ -84,12 +86,37 @@ class TestBoard:
             (on(H100), f"GPU differs: baseline {A100}, this run {H100}, and the noise of this metric was not measured"),
             (on(A100, "vllm"), "engine differs: baseline hf, this run vllm, and the noise"),
             (on(H100, "vllm"), f"engine differs: baseline hf, this run vllm and GPU differs: baseline {A100}"),
+            (on(None), f"GPU differs: baseline {A100}, this run cpu, and the noise of this metric was not measured"),
         ],
     )
     def test_two_places_are_not(self, made: Any, kit: Any, laser: dict[str, Any], words: str) -> None:
         found = self.cell(made, kit, on(A100), laser)
         assert (found.verdict, found.delta, found.baseline_score) == ("incomparable", None, 0.5)
         assert found.notes[0].startswith(words) and "`lm_eval noise`" in found.notes[0]
+
+    @pytest.mark.parametrize(
+        ("base", "laser", "word"),
+        [
+            ({}, on(H100), "the baseline does not say by which engine and on which GPU or CPU it was made"),
+            (on(None), {}, "this run does not say by which engine and on which GPU or CPU it was made"),
+            ({}, {}, None),
+            (on(None), on(None), None),
+        ],
+    )
+    def test_a_place_that_only_one_of_them_says_is_a_warning(
+        self, made: Any, kit: Any, base: dict[str, Any], laser: dict[str, Any], word: str | None
+    ) -> None:
+        notes = [note for note in self.cell(made, kit, base, laser).notes if "does not say" in note]
+        assert notes == ([f"warning: {word}; the other run does"] if word else [])
+
+    def test_a_device_that_hides_its_gpu_is_an_unknown_place(self, made: Any, kit: Any) -> None:
+        """The weights of an offloaded model are on no GPU while it scores on one."""
+        before, after = kit.pair(300, 150, lost=60)
+        base = made.run("baseline", {"sums": before}, **on(None)) / "receipt.json"
+        receipt = json.loads(base.read_text())
+        base.write_text(json.dumps(receipt | {"model": receipt["model"] | {"device": "cuda:0"}}))
+        made.run("laser", {"sums": after}, **on(H100))
+        assert recipe_cell(made.board()).verdict == "worse"
 
     def test_a_baseline_of_the_same_place_is_preferred_to_a_later_one(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(300, 150, lost=60)
@@ -128,7 +155,7 @@ class TestBoard:
 class TestNoise:
     """The floor of each place."""
 
-    def measured(self, made: Any, kit: Any, *flips: tuple[str, int]) -> None:
+    def measured(self, made: Any, kit: Any, *flips: tuple[str | None, int]) -> None:
         before = kit.pair(300, 150)[0]
         for number, (gpu, lost) in enumerate(flips):
             made.run("baseline", {"sums": before}, folder=f"base {gpu}", **on(gpu), started=f"2026-01-0{number + 1}")
@@ -181,6 +208,16 @@ class TestNoise:
         for without in ({}, {"database": None}, {"database": made.root / "nowhere.duckdb"}):
             (alone,) = leaderboard.compare(base, laser, **without).cells
             assert alone.verdict == "incomparable" and "`lm_eval noise` on both" in alone.notes[0]
+
+    def test_measured_on_a_cpu_and_on_a_gpu_they_are_compared(self, made: Any, kit: Any) -> None:
+        self.measured(made, kit, (None, 3), (H100, 9))
+        (base,) = made.root.glob("*/base None")
+        laser = made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on(H100))
+        database = made.root / "board.duckdb"
+        ingest(made.root, database)
+        (found,) = compare_paths(base, laser, database=database).cells
+        assert (found.verdict, found.noise_floor) == ("worse", pytest.approx(9 / 300))
+        assert any(note.startswith(f"warning: GPU differs: baseline cpu, this run {H100}") for note in found.notes)
 
     def test_measured_in_one_of_them_they_are_not(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3))

@@ -245,7 +245,7 @@ class TestPolicy:
             ({"margin": 0.1, "weights": 3}, "overall.weights: should be 'equal' or 'by_documents' (found 3)"),
             (
                 {"margin": 0.1, "weights": {}},
-                "overall.weights: dictionary should have at least 1 item after validation, not 0",
+                "overall.weights: mapping should have at least 1 item, and has none",
             ),
             ({"margin": 0.1, "weights": {"sums": -1}}, "overall.weights.sums: should be greater than 0 (found -1)"),
             ({"margin": {"base": 0.1}}, "overall.margin: should be a number, or have both base and blessed"),

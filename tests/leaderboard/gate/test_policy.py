@@ -67,10 +67,10 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         "- alhpa: unknown key, did you mean 'alpha'?",
         "- margin: should be greater than 0 (found -1)",
         "- tasks.sums.criticl: unknown key, did you mean 'critical'?",
-        "- tasks.sums.floor: should be a valid number",
+        "- tasks.sums.floor: should be a number",
         "- tasks.products: should be a mapping",
         "- tasks.odd.margin.bass: unknown key, did you mean 'base'?",
-        "- suites.s.weights: dictionary should have at least 1 item",
+        "- suites.s.weights: mapping should have at least 1 item",
         "- suites.t.weights: is missing",
         "- suites.u.weights.sums: should be greater than 0",
     ):
