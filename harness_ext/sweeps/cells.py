@@ -6,12 +6,11 @@ the others wait for it: started together, each would compute it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from harness_ext.editing.controls import why_not
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.storage.rundir import safe_name
+from harness_ext.sweeps.contents import SweepContents, digest_of
 from harness_ext.sweeps.engines.base import Job
 from harness_ext.sweeps.run_flags import words
 from harness_ext.sweeps.sweep_file import BASELINE, SweepFile, SweptModel
@@ -29,9 +29,11 @@ _ID_DIGITS = 10
 
 @dataclass(frozen=True)
 class SweepCell:
-    """One command. key: its name, which everything that can change its results is in; safe as a file name.
+    """One command. key: its name, which holds a digest of its words and of what they point to (`contents`); safe as a
+    file name.
 
     recipes: as they are written; the baseline alone, or those of one group. after: the key of its baseline's cell.
+    swept: the model as the file has it.
     """
 
     key: str
@@ -41,6 +43,7 @@ class SweepCell:
     gpus: int
     words: tuple[str, ...]
     after: tuple[str, ...] = ()
+    swept: SweptModel | None = field(default=None, compare=False, repr=False)
 
     @property
     def variants(self) -> int:
@@ -52,7 +55,15 @@ class SweepCell:
 
 def cells_of(sweep: SweepFile) -> list[SweepCell]:
     """All cells, each model's baseline before its others."""
-    return [cell for model in sweep.models for cell in _of_model(sweep, model)]
+    contents = SweepContents(sweep)
+    return [cell for model in sweep.models for cell in _of_model(sweep, model, contents)]
+
+
+def is_of_now(cell: SweepCell, sweep: SweepFile) -> bool:
+    """Whether what a cell's words point to is what it was when the cell got its name."""
+    if cell.swept is None:
+        return True
+    return _cell(sweep, cell.swept, cell.recipes, SweepContents(sweep), cell.after).key == cell.key
 
 
 def job(cell: SweepCell, sweep: SweepFile, folder: Path, output_path: str) -> Job:
@@ -71,23 +82,31 @@ def _controls_of(recipe: str, controls: tuple[str, ...]) -> int:
     return sum(why_not(control, parsed) is None for control in controls)
 
 
-def _of_model(sweep: SweepFile, model: SweptModel) -> Iterator[SweepCell]:
-    baseline = _cell(sweep, model, (BASELINE,))
+def _of_model(sweep: SweepFile, model: SweptModel, contents: SweepContents) -> Iterator[SweepCell]:
+    baseline = _cell(sweep, model, (BASELINE,), contents)
     yield baseline
     recipes, size = sweep.recipes_of(model), sweep.cells.recipes_per_cell
     for first in range(0, len(recipes), size):
-        yield _cell(sweep, model, tuple(recipes[first : first + size]), (baseline.key,))
+        yield _cell(sweep, model, tuple(recipes[first : first + size]), contents, (baseline.key,))
 
 
-def _cell(sweep: SweepFile, model: SweptModel, recipes: tuple[str, ...], after: tuple[str, ...] = ()) -> SweepCell:
+def _cell(
+    sweep: SweepFile,
+    model: SweptModel,
+    recipes: tuple[str, ...],
+    contents: SweepContents,
+    after: tuple[str, ...] = (),
+) -> SweepCell:
     controls = tuple(sweep.controls) if after else ()
     asked = ["--model", model.model, *_model_args(model.arguments), "--tasks", ",".join(sweep.tasks), *words(sweep.run)]
     asked += [word for recipe in recipes for word in ("--recipe", recipe)]
     asked += [word for control in controls for word in ("--control", control)]
-    told = hashlib.sha256(json.dumps([sweep.output_path, *asked]).encode()).hexdigest()[:_ID_DIGITS]
+    told = digest_of([sweep.output_path, *asked, *contents.of_cell(model, recipes)])[:_ID_DIGITS]
     last = safe_name(os.path.basename(model.pretrained.rstrip("/")))[:40]
     what = safe_name(recipes[0])[:40] + (f"+{len(recipes) - 1}" if len(recipes) > 1 else "")
-    return SweepCell(f"{last}-{what}-{told}", model.pretrained, recipes, controls, model.gpus, tuple(asked), after)
+    return SweepCell(
+        f"{last}-{what}-{told}", model.pretrained, recipes, controls, model.gpus, tuple(asked), after, model
+    )
 
 
 def _model_args(arguments: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from harness_ext.errors import UserError
 from harness_ext.storage.disk import is_of_the_disk
 from harness_ext.storage.rundir import safe_name
 from harness_ext.sweeps import outcome
-from harness_ext.sweeps.cells import SweepCell, job
+from harness_ext.sweeps.cells import SweepCell, is_of_now, job
 from harness_ext.sweeps.claim import DriverClaim, claimed
 from harness_ext.sweeps.engines import SweepEngine
 from harness_ext.sweeps.plan import SweepPlan
@@ -154,7 +154,8 @@ class Driver:
         place = self.plan.place(cell)
         home = self.plan.results / safe_name(cell.model)
         found = self._told(lambda: outcome.brought_home(outcome.ending(place), home))
-        if found.begun:
+        changed = found.begun and not found.why and not is_of_now(cell, self.plan.sweep)
+        if found.begun and not changed:
             state = self._told(lambda: outcome.settle(place, found, self.plan.sweep.cells.retries))
         for name in (ENDED, JOB):  # settled once
             with suppress(FileNotFoundError):
@@ -162,6 +163,13 @@ class Driver:
         self._gone.pop(cell.key, None)
         if not found.begun:
             self._held[cell.key] = self._cells.pop(cell.key)
+            return
+        if changed:
+            del self._cells[cell.key]
+            self.say(
+                f"{cell.key}: ended, but its model, tasks or recipe files have changed since it was planned: start the"
+                f" same command again, which keeps what still fits{self._drop_dependents(cell)}"
+            )
             return
         self._pending += self._runs(cell)
         where = f" on {found.host}" if found.host else ""

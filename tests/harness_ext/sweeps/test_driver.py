@@ -412,3 +412,26 @@ def test_a_rescued_run_that_only_another_machine_sees_is_made_again(plan: SweepP
     drive = Drive(plan, lambda job, number: rescued(job, tmp_path) if number == 1 else ends(job))
     assert drive.run() and len(drive.engine.begun) == 6
     assert any("had no room, and node1 alone sees where its runs went" in line for line in drive.said)
+
+
+def test_a_recipe_that_changes_while_its_cell_runs_leaves_it_not_done(plan: SweepPlan, tmp_path: Path) -> None:
+    """Which of the two it was run with, nobody can tell."""
+    recipe = tmp_path / "mine.yaml"
+    text = "name: mine\nsteps: [{method: truncate_svd, matrices: [all], keep: {rank_fraction: 0.5}}]\n"
+    recipe.write_text(text)
+
+    def planned() -> SweepPlan:
+        return plan_of(sweep_from({**plan.sweep.model_dump(exclude_none=True), "recipes": [str(recipe)]}, "x"), Path())
+
+    def play(job: Job, number: int) -> None:
+        if "baseline" not in job.cell:
+            recipe.write_text(text.replace("0.5", "0.05"))
+        ends(job)
+
+    drive, first = Drive(planned(), play), planned()
+    assert not drive.run() and states(first) == ["done", "waiting"]
+    assert any(
+        "recipe files have changed since it was planned: start the same command again" in line for line in drive.said
+    )
+    again = Drive(planned(), play)
+    assert again.run() and again.engine.begun == [planned().cells[1].key] != [first.cells[1].key]
