@@ -248,6 +248,7 @@ def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
             return False
         for rejected in report.rejected if report is not None else ():
             _say(f"{rejected.path} is not on the board: {rejected.reason}")
+        plan.undo_damaged([rejected.path for rejected in report.rejected] if report is not None else ())
         return True
 
     return take_in

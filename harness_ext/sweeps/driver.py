@@ -75,6 +75,7 @@ class Driver:
         return all(self.plan.settled(cell) == "done" for cell in self.plan.cells)
 
     def _drive(self, claim: DriverClaim) -> None:
+        self._told(self._undo_harmed)
         settled = {cell.key: self.plan.settled(cell) for cell in self.plan.cells}
         self._failed = {key for key, state in settled.items() if state == "failed"}
         self._cells = {cell.key: cell for cell in self.plan.cells if settled[cell.key] is None}
@@ -98,6 +99,13 @@ class Driver:
             self._take_in()
             if self._cells:
                 time.sleep(POLL_SECONDS)
+
+    def _undo_harmed(self) -> None:
+        """Have cells run again whose run folders do not stand any more."""
+        for cell in self.plan.cells:
+            if why := self.plan.harm(cell):
+                outcome.undo(self.plan.place(cell), why)
+                self.say(f"{cell.key}: is run again, since {why}")
 
     def _look(self) -> None:
         """Settle what ended since the last look, and submit again what is to be tried again."""
@@ -251,5 +259,7 @@ def _why_not_again(plan: SweepPlan, begun: str, failed: Sequence[SweepCell]) -> 
     known = [cell for cell in plan.cells if cell.key.startswith(begun)]
     if not known:
         return f"no cell is called {begun}"
+    if harm := plan.harm(known[0]):
+        return f"{known[0].key} has not failed, but {harm}: `lm_eval sweep run` makes it anew"
     waits_for = [cell.key for cell in failed if cell.key in known[0].after]
     return f"{known[0].key} has not failed" + (f" but waits for {waits_for[0]}: retry that one" if waits_for else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +41,37 @@ class SweepPlan:
         return self.folder / CELLS / cell.key
 
     def settled(self, cell: SweepCell) -> str | None:
-        """`done` or `failed` where a cell is settled; None where it is to run. One whose run folders are gone runs."""
-        place = self.place(cell)
-        state = (read_json(place / OUTCOME) or {}).get("state")
+        """`done` or `failed` where a cell is settled; None where it is to run. One whose run folders are gone or
+        damaged runs.
+        """
+        state = (read_json(self.place(cell) / OUTCOME) or {}).get("state")
         if state == "done":
-            return "done" if outcome.is_whole(place, self.results) else None
+            return None if self.harm(cell) else "done"
         return "failed" if state == "failed" else None
+
+    def harm(self, cell: SweepCell) -> str:
+        """Why a cell that its record calls done is not; empty where it is, and for any other cell. A run folder of the
+        cell that it waits for counts there alone.
+        """
+        place = self.place(cell)
+        if (read_json(place / OUTCOME) or {}).get("state") != "done":
+            return ""
+        before = [outcome.run_folders(self.folder / CELLS / key, self.results) for key in cell.after]
+        return outcome.harm(place, self.results, [run for runs in before for run in runs])
+
+    def undo_damaged(self, paths: Iterable[Path]) -> list[SweepCell]:
+        """Have the cells wait to be run again that left run folders among these paths of which a file is not as it was
+        written, whatever its size. The cells. Raises OSError.
+        """
+        suspects = {path.resolve() for path in paths}
+        undone = []
+        for cell in self.cells if suspects else ():
+            runs = outcome.run_folders(self.place(cell), self.results) if self.settled(cell) == "done" else []
+            damage = (outcome.damage_of(run) for run in runs if run.resolve() in suspects)
+            if why := next(filter(None, damage), ""):
+                outcome.undo(self.place(cell), why)
+                undone.append(cell)
+        return undone
 
     def write(self) -> None:
         """Keep the plan for `status` and the page. Raises UserError."""
