@@ -255,10 +255,10 @@ def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from leaderboard.readers.sweep_state import State, decided_state, rows
+    from leaderboard.readers.sweep_state import State, rows
 
     plan = _read(args.sweep)
-    state = decided_state(plan.folder, _say)
+    state = plan.state(_say)
     if state is None:
         raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
     wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "lost", "running")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.storage.remote import is_remote
@@ -15,7 +16,16 @@ from harness_ext.sweeps import outcome
 from harness_ext.sweeps.cells import SweepCell, cells_of
 from harness_ext.sweeps.expected_hours import By, PastRun, Workload, hours_of, past_run
 from harness_ext.sweeps.sweep_file import SweepFile
-from leaderboard.readers.sweep_state import CELLS, OUTCOME, PLAN, SWEEPS, read_json
+from leaderboard.readers.sweep_state import (
+    CELLS,
+    OUTCOME,
+    PLAN,
+    SWEEPS,
+    SweepState,
+    decided_state,
+    read_json,
+    sweep_state,
+)
 
 DEFAULT = "results"
 
@@ -73,15 +83,41 @@ class SweepPlan:
                 undone.append(cell)
         return undone
 
-    def write(self) -> None:
-        """Keep the plan for `status` and the page. Raises UserError."""
-        cells = [
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The cells as the plan's file has them."""
+        return [
             {"key": cell.key, "model": cell.model, "recipes": list(cell.recipes), "after": list(cell.after)}
             for cell in self.cells
         ]
+
+    def state(self, say: Callable[[str], None]) -> SweepState | None:
+        """What became of the cells that the sweep file asks for now, whatever was driven last; None where nothing was.
+        One whose run folders do not stand waits. say: told of a wait for other machines, and of what has changed.
+        """
+        found = decided_state(self.folder, say, asked=self.records)
+        driven = sweep_state(self.folder)
+        if found is None or driven is None:
+            return None
+        keys, before = {cell.key for cell in self.cells}, {cell.key for cell in driven.cells}
+        if new := len(keys - before):
+            say(
+                f"note: {new} of {len(keys)} cells are new, since the sweep file, or a file that it names, has changed"
+                " since it was driven: `lm_eval sweep run` takes them up"
+            )
+        if stale := sum(cell.state == "running" for cell in driven.cells if cell.key not in keys):
+            say(f"note: {stale} running cells are of an earlier form of the sweep file, and not counted here")
+        harms = {cell.key: self.harm(cell) for cell in self.cells}
+        cells = (
+            replace(cell, state="waiting", reason=harms[cell.key]) if harms[cell.key] else cell for cell in found.cells
+        )
+        return replace(found, cells=tuple(cells))
+
+    def write(self) -> None:
+        """Keep the plan for `status` and the page. Raises UserError."""
         try:
             (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
-            write_record(self.folder / PLAN, {"name": self.sweep.name, "cells": cells})
+            write_record(self.folder / PLAN, {"name": self.sweep.name, "cells": self.records})
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be written: {error.strerror or error}; make room, or name another output_path"

@@ -128,6 +128,37 @@ def test_a_model_left_without_recipes_is_told(lm_eval: Any, sweep: Path) -> None
     assert "note: `exclude` takes every recipe from demo: the baseline alone is run" in ran.err
 
 
+@pytest.mark.parametrize("change", ["limit", "recipe"])
+def test_status_compares_with_what_the_file_says_now(lm_eval: Any, sweep: Path, change: str) -> None:
+    """Whoever waits for its exit code would go on too soon."""
+    recipe = sweep.parent / "mine.yaml"
+    recipe.write_text("name: mine\nsteps: [{method: truncate_svd, matrices: [all], keep: {rank: 2}}]\n")
+    sweep.write_text(SWEEP.replace("svd]", f"{recipe}]"))
+    settle(sweep, ["done", "done"])
+    assert lm_eval("sweep", "status", sweep).code == 0
+    changed, old, new = (sweep, "limit: 8", "limit: 4") if change == "limit" else (recipe, "rank: 2", "rank: 3")
+    before = changed.read_text()
+    changed.write_text(before.replace(old, new))
+    ran, done, waiting = lm_eval("sweep", "status", sweep), *((0, 2) if change == "limit" else (1, 1))
+    assert ran.code == 3 and f"{done} of 2 cells done, {waiting} waiting" in ran.out
+    assert f"note: {waiting} of 2 cells are new, since the sweep file, or a file that it names, has changed" in ran.err
+    assert [row["state"] for row in json.loads(lm_eval("sweep", "status", sweep, "--json").out)].count("done") == done
+    changed.write_text(before)
+    assert lm_eval("sweep", "status", sweep).code == 0
+
+
+def test_status_tells_of_a_damaged_run_folder(lm_eval: Any, sweep: Path) -> None:
+    settle(sweep, ["done", "done"])
+    plan = plan_of(read_sweep(sweep), sweep.parent)
+    run = sweep.parent / "results" / "demo" / plan.cells[1].key
+    (run / "receipt.json").write_text(json.dumps({"files": [{"name": "samples_x.jsonl", "bytes": 3}]}))
+    ran = lm_eval("sweep", "status", sweep, "--json")
+    reason = f"{run} is damaged (samples_x.jsonl is missing)"
+    assert ran.code == 3 and [row["reason"] for row in json.loads(ran.out)] == ["", reason]
+    ran = lm_eval("sweep", "status", sweep)
+    assert "1 of 2 cells done, 1 waiting" in ran.out and "damaged (samples_x" in ran.out
+
+
 def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:
     ran = lm_eval("sweep", "status", sweep)
     assert ran.code == 2 and "has no sweep yet: `lm_eval sweep run" in ran.err
