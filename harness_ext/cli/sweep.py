@@ -119,6 +119,8 @@ def _plan(args: argparse.Namespace) -> None:
             "model": line.model,
             "cells": line.cells,
             "done": line.done,
+            "failed": line.failed,
+            "to_run": line.to_run,
             "gpus": line.gpus,
             "variants": line.variants,
             "there": line.there,
@@ -139,14 +141,24 @@ def _plan(args: argparse.Namespace) -> None:
         del row["note"]
         if row.pop("hours_by") == "rough":
             row["hours"] = _about(row["hours"])
+        elif not row["to_run"]:
+            row["hours"] = "-"
     _print(args.form, rows, wrap=("model",))
-    left = sum(line.cells - line.done for line in lines)
-    print(f"\n{left} of {len(plan.cells)} cells to run: {_hours_told(lines, plan.results)}")
+    print(f"\n{_to_run_told(lines, plan.results)}")
+
+
+def _to_run_told(lines: Sequence[Expectation], results: Path) -> str:
+    """How many cells are to run, and how long that takes: the plan's last line."""
+    failed, to_run = sum(line.failed for line in lines), [line for line in lines if line.to_run]
+    rest = f"; {failed} failed, which `lm_eval sweep retry` runs" if failed else ""
+    counts = f"{sum(line.to_run for line in lines)} of {sum(line.cells for line in lines)} cells to run"
+    return counts + (f": {_hours_told(to_run, results)}" if to_run else "") + rest
 
 
 def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
-    """The hours of all models together, and what they are known by."""
+    """The hours of all models together, and what they are known by. lines: of models with cells to run."""
     hours = sum(line.hours * max(line.gpus, 1) for line in lines if line.hours is not None)
+    time = f"about {_gpu_time(hours, on_gpu=any(line.gpus for line in lines))}"
     rough, unknown = (sum(line.by == by for line in lines) for by in ("rough", None))
     if unknown == len(lines):
         return (
@@ -155,20 +167,20 @@ def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
         )
     if rough:
         told = (
-            f"about {_gpu_time(hours)}; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
+            f"{time}; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
             " times off either way, without edits and searches"
         )
     else:
-        told = f"about {_gpu_time(hours)}, by the receipts in {results}"
+        told = f"{time}, by the receipts in {results}"
     return told + (f"; {unknown} of {len(lines)} models are not known and not counted" if unknown else "")
 
 
-def _gpu_time(hours: float) -> str:
-    """`2 GPU minutes`, `2.5 GPU hours`: as exact as an estimate deserves."""
-    minutes = max(1, round(hours * 60))
+def _gpu_time(hours: float, *, on_gpu: bool = True) -> str:
+    """`2 GPU minutes`, `2.5 GPU hours`, without the word on a CPU: as exact as an estimate deserves."""
+    minutes, gpu = max(1, round(hours * 60)), "GPU " if on_gpu else ""
     if hours < 1.5:
-        return f"{minutes} GPU minute{'' if minutes == 1 else 's'}"
-    return f"{hours:.1f} GPU hours" if hours < 100 else f"{hours:,.0f} GPU hours"
+        return f"{minutes} {gpu}minute{'' if minutes == 1 else 's'}"
+    return f"{hours:.1f} {gpu}hours" if hours < 100 else f"{hours:,.0f} {gpu}hours"
 
 
 def _about(hours: float) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness_ext.editing.controls import why_not
+from harness_ext.recipe.overrides import split_specification
 from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.schema import EVALUATED
 from harness_ext.storage.rundir import safe_name
 from harness_ext.sweeps.contents import SweepContents, digest_of
 from harness_ext.sweeps.engines.base import Job
@@ -25,6 +27,15 @@ from harness_ext.sweeps.sweep_file import BASELINE, SweepFile, SweptModel
 from leaderboard.readers.sweep_state import CELLS, MANIFEST
 
 _ID_DIGITS = 10
+
+
+class Variant(NamedTuple):
+    """What one run folder of a cell is of. label: as receipts have it. recipe_id: None where it is not known before the
+    run, as of controls.
+    """
+
+    label: str
+    recipe_id: str | None
 
 
 @dataclass(frozen=True)
@@ -47,10 +58,15 @@ class SweepCell:
 
     @property
     def variants(self) -> int:
-        """How many run folders it leaves: its recipes, and the controls that they can have. What is found may still
-        leave one of them nothing to control.
+        """How many run folders it leaves."""
+        return len(self.leaves)
+
+    @property
+    def leaves(self) -> list[Variant]:
+        """The run folders that it leaves: of its recipes, and of the controls that they can have. What is found may
+        still leave one of them nothing to control.
         """
-        return sum(1 + _controls_of(recipe, self.controls) for recipe in self.recipes)
+        return [variant for recipe in self.recipes for variant in _variants_of(recipe, self.controls)]
 
 
 def cells_of(sweep: SweepFile) -> list[SweepCell]:
@@ -75,11 +91,21 @@ def job(cell: SweepCell, sweep: SweepFile, folder: Path, output_path: str) -> Jo
     return Job(cell.key, command, environment, place, cell.gpus, sweep.cells.timeout_s, cell.after)
 
 
-@cache
-def _controls_of(recipe: str, controls: tuple[str, ...]) -> int:
-    """How many of these controls a recipe can have."""
+def _variants_of(recipe: str, controls: tuple[str, ...]) -> tuple[Variant, ...]:
+    """A recipe and the controls that it can have. A file may say something else at the next look."""
+    is_file = split_specification(recipe)[0].endswith((".yaml", ".yml"))
+    return (_read_variants if is_file else _kept_variants)(recipe, controls)
+
+
+def _read_variants(recipe: str, controls: tuple[str, ...]) -> tuple[Variant, ...]:
     parsed = parse_recipe(recipe)
-    return sum(why_not(control, parsed) is None for control in controls)
+    open_ = any(step.calibration is not None and step.calibration.task == EVALUATED for step in parsed.steps)
+    possible = [control for control in controls if why_not(control, parsed) is None]
+    own = Variant(parsed.label, None if open_ else parsed.recipe_id)
+    return own, *(Variant(f"{parsed.label}+{control}", None) for control in possible)
+
+
+_kept_variants = cache(_read_variants)
 
 
 def _of_model(sweep: SweepFile, model: SweptModel, contents: SweepContents) -> Iterator[SweepCell]:

@@ -134,11 +134,12 @@ def harm(place: Path, results: Path, others: Collection[Path] = ()) -> str:
     folders = run_folders(place, results)
     if not folders:
         return "its record names no run folder"
-    found = ((folder, _harm_of(folder)) for folder in folders if folder not in others)
+    found = ((folder, harm_of(folder)) for folder in folders if folder not in others)
     return next((f"{folder} {what}" for folder, what in found if what), "")
 
 
-def _harm_of(folder: Path) -> str:
+def harm_of(folder: Path) -> str:
+    """Why a run folder does not stand, by the sizes of its files; empty where it does."""
     path = folder / RECEIPT
     try:
         status = path.stat()
@@ -159,7 +160,7 @@ def _listed(receipt: Path, modified_ns: int, size: int) -> tuple[Mapping[str, An
 
 def damage_of(folder: Path) -> str:
     """What is wrong with a run folder by the digests of its files, which reads them whole; empty where nothing is."""
-    if said := _harm_of(folder):
+    if said := harm_of(folder):
         return f"{folder} {said}"
     found = damage(folder, read_json(folder / RECEIPT, _LARGEST_RECEIPT) or {})
     return f"{folder} is damaged ({found})" if found else ""

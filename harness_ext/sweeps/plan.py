@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness_ext.errors import UserError
 from harness_ext.storage.remote import is_remote
-from harness_ext.storage.rundir import finished_runs, safe_name
+from harness_ext.storage.rundir import FinishedRun, finished_runs, safe_name
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps import outcome
-from harness_ext.sweeps.cells import SweepCell, cells_of
+from harness_ext.sweeps.cells import SweepCell, Variant, cells_of
 from harness_ext.sweeps.expected_hours import By, PastRun, Workload, hours_of, past_run
 from harness_ext.sweeps.sweep_file import SweepFile
 from leaderboard.readers.sweep_state import (
@@ -28,6 +28,8 @@ from leaderboard.readers.sweep_state import (
 )
 
 DEFAULT = "results"
+_DEFAULTS = {"batch_size": 1, "num_fewshot": None, "system_instruction": None}
+"""Settings by which runs are looked through, and what they are without a flag."""
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,18 @@ def plan_of(sweep: SweepFile, beside: Path) -> SweepPlan:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What is left to do of one model. hours: of its cells; by: what tells them; None where nothing does.
-
-    there: run folders of this model and these recipes, whatever their tasks and settings: a cell keeps those that fit.
+    """What is to do of one model. cells: all of the sweep's, of which some are done, some have failed (`retry` runs
+    those) and the rest is `to_run`. What follows is of the cells to run alone. gpus: that one of them needs; 0 on the
+    CPU. variants: the run folders that they leave. there: how many of these are there already, as far as receipts tell
+    (recipe, tasks, documents, settings), and are kept. hours: of all variants; by: what tells them; None where nothing
+    does.
     """
 
     model: str
     cells: int
     done: int
+    failed: int
+    to_run: int
     gpus: int
     variants: int
     there: int
@@ -154,45 +160,58 @@ def expectations(plan: SweepPlan, kinds: Mapping[str, str] | None = None, *, on_
     by_model: dict[str, list[SweepCell]] = defaultdict(list)
     for cell in plan.cells:
         by_model[cell.model].append(cell)
-    labels: dict[str, set[str]] = {}
-    past: dict[str, list[PastRun]] = {}
-    for model in by_model:
-        labels[model], past[model] = _left_by(plan.results / safe_name(model))
     workload = Workload.of(plan.sweep, kinds or {}, on_gpu=on_gpu)
-    lines = []
-    for model, cells in by_model.items():
-        left = [cell for cell in cells if plan.settled(cell) != "done"]
-        hours, by = hours_of(model, sum(cell.variants for cell in left), workload, past)
-        lines.append(_line(model, cells, left, labels[model], (hours, by)))
-    return lines
+    left_by = {model: _left_by(plan.results / safe_name(model)) for model in by_model}
+    timed = {model: [past for _, past in runs if past.seconds] for model, runs in left_by.items()}
+    return [_expectation(plan, cells, left_by[model], workload, timed) for model, cells in by_model.items()]
 
 
-def _left_by(folder: Path) -> tuple[set[str], list[PastRun]]:
-    """The labels of the recipes of a model's runs, and what they tell of time."""
-    labels: set[str] = set()
-    past: list[PastRun] = []
-    for run in finished_runs(folder):
-        recipe = run.receipt.get("recipe")
-        if isinstance(recipe, dict):
-            labels.add(str(recipe.get("label") or recipe.get("name")))
-        if (told := past_run(run)) is not None:
-            past.append(told)
-    return labels, past
-
-
-def _line(
-    model: str,
+def _expectation(
+    plan: SweepPlan,
     cells: Sequence[SweepCell],
-    left: Sequence[SweepCell],
-    labels: set[str],
-    hours: tuple[float | None, By | None],
+    left_by: Sequence[tuple[FinishedRun, PastRun]],
+    workload: Workload,
+    timed: Mapping[str, Sequence[PastRun]],
 ) -> Expectation:
+    model, states = cells[0].model, [plan.settled(cell) for cell in cells]
+    left = [cell for cell, state in zip(cells, states) if state is None]
+    variants = [variant for cell in left for variant in cell.leaves]
+    fitting = [run for run, past in left_by if workload.is_of(past) and _fits(run, plan.sweep)]
+    labels = {variant for run in fitting for variant in _as_variants(run)}
+    hours, by = hours_of(model, len(variants), workload, timed) if variants else (0.0, None)
     return Expectation(
         model,
-        len(cells),
-        len(cells) - len(left),
-        max(cell.gpus for cell in cells),
-        sum(cell.variants for cell in left),
-        sum(recipe in labels for cell in cells for recipe in cell.recipes),
-        *hours,
+        cells=len(cells),
+        done=states.count("done"),
+        failed=states.count("failed"),
+        to_run=len(left),
+        gpus=max((cell.gpus for cell in left), default=0) if workload.on_gpu else 0,
+        variants=len(variants),
+        there=sum(not labels.isdisjoint({variant, variant._replace(recipe_id="")}) for variant in variants),
+        hours=hours,
+        by=by,
     )
+
+
+def _left_by(folder: Path) -> list[tuple[FinishedRun, PastRun]]:
+    """A model's runs, and what they tell of time."""
+    return [(run, past_run(run)) for run in finished_runs(folder)]
+
+
+def _fits(run: FinishedRun, sweep: SweepFile) -> bool:
+    """Whether a run is whole and had the settings that the sweep asks for, as far as its receipt tells."""
+    settings = run.receipt.get("settings")
+    if run.failed or outcome.harm_of(run.path):
+        return False
+    if not isinstance(settings, dict):
+        return True
+    asked = {name: sweep.run.get(name, default) for name, default in _DEFAULTS.items()}
+    return all(str(settings[name]) == str(value) for name, value in asked.items() if name in settings)
+
+
+def _as_variants(run: FinishedRun) -> Iterator[Variant]:
+    """What a run is there for: with the id of its recipe, and for those of which none is known before the run."""
+    recipe, told = run.receipt.get("recipe"), run.receipt.get("recipe_id")
+    label = str(recipe.get("label") or recipe.get("name")) if isinstance(recipe, dict) else ""
+    yield Variant(label, None)
+    yield Variant(label, told if isinstance(told, str) else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,30 @@ def test_a_driver_that_died_is_told_with_the_way_on(lm_eval: Any, sweep: Path) -
 )
 def test_short_times_are_minutes(hours: float, words: str) -> None:
     assert _gpu_time(hours) == words
+
+
+@pytest.mark.parametrize(
+    ("states", "last"),
+    [
+        (["done", "done"], "0 of 2 cells to run"),
+        (["done", "failed"], "0 of 2 cells to run; 1 failed, which `lm_eval sweep retry` runs"),
+        (["waiting", "waiting"], "2 of 2 cells to run: about "),
+    ],
+)
+def test_a_plan_tells_time_of_what_is_to_run_alone(
+    lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch, states: list[str], last: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settle(sweep, states)
+    told = lm_eval("sweep", "plan", sweep).out
+    assert told.splitlines()[-1].startswith(last) and "GPU " not in told
+    assert told.endswith(f"\n{last}\n") or states[0] == "waiting"
+
+
+def test_the_columns_of_a_plan_are_explained(repository: Path, lm_eval: Any, sweep: Path) -> None:
+    text = (repository / "harness_ext" / "sweeps" / "README.md").read_text(encoding="utf-8")
+    columns = lm_eval("sweep", "plan", sweep).out.split("\n", 1)[0].split()
+    assert columns[0] == "MODEL" and columns[1:] == re.findall(r"^- ([A-Z_]+): ", text, re.MULTILINE)
 
 
 def test_the_time_left_is_told_in_minutes(lm_eval: Any, sweep: Path) -> None:
