@@ -192,25 +192,41 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _retry(args: argparse.Namespace) -> None:
-    from harness_ext.sweeps.driver import forget_failures
+    from harness_ext.sweeps.driver import forget_failures, to_be_retried
 
     plan = _checked(args)
+    _check_engine(args)
+    if not to_be_retried(plan, args.cells):  # before anything is made or written
+        _say_that_none_failed(plan, args.sweep)
+        return
+    _drive(args, plan, lambda: forget_failures(plan, args.cells))
 
-    def forget() -> None:
-        if not forget_failures(plan, args.cells):
-            _say("no cell has failed")
 
-    _drive(args, plan, forget)
+def _say_that_none_failed(plan: SweepPlan, sweep: Path) -> None:
+    waiting = sum(plan.settled(cell) is None for cell in plan.cells)
+    _say(
+        "no cell has failed"
+        + (f"; `lm_eval sweep run {sweep}` runs the {waiting} that are not done" if waiting else "")
+    )
+    if waiting:
+        sys.exit(CANNOT_TELL)
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """Raise UserError where the engine cannot run here, before anything is made or written."""
+    from harness_ext.sweeps.engines import absence
+
+    if lacking := absence(args.on):
+        raise UserError(lacking)
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs} must be 1 or more")
 
 
 def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object] = lambda: None) -> None:
     from harness_ext.sweeps.driver import Driver
-    from harness_ext.sweeps.engines import EngineOptions, absence, engine
+    from harness_ext.sweeps.engines import EngineOptions, engine
 
-    if lacking := absence(args.on):  # before anything is made or written
-        raise UserError(lacking)
-    if args.jobs is not None and args.jobs < 1:
-        raise UserError(f"--jobs {args.jobs} must be 1 or more")
+    _check_engine(args)
     _say_what_is_left_alone(plan)
     ingest = _ingest_of(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)

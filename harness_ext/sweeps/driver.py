@@ -173,10 +173,12 @@ class Driver:
             self._held[cell.key] = self._cells.pop(cell.key)
             return
         if changed:
+            why = "its model, tasks or recipe files have changed since it was planned"
+            self._told(lambda: outcome.undo(place, f"{why}: start `lm_eval sweep run` again"))
             del self._cells[cell.key]
             self.say(
-                f"{cell.key}: ended, but its model, tasks or recipe files have changed since it was planned: start the"
-                f" same command again, which keeps what still fits{self._drop_dependents(cell)}"
+                f"{cell.key}: ended, but {why}: start the same command again, which keeps what still"
+                f" fits{self._drop_dependents(cell)}"
             )
             return
         self._pending += self._runs(cell)
@@ -235,8 +237,8 @@ class Driver:
             self._pending = []
 
 
-def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
-    """Make failed cells be run again: those named (by their key or how it begins), else all. The cells that will be.
+def to_be_retried(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
+    """The failed cells: those named (by their key or how it begins), else all. Nothing is written.
 
     Raises UserError for a name that fits no failed cell.
     """
@@ -247,7 +249,12 @@ def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
         if not fitting:
             raise UserError(f"{_why_not_again(plan, key, failed)}; `lm_eval sweep status` lists the cells")
         chosen += fitting
-    chosen = list(dict.fromkeys(chosen)) if keys else failed
+    return list(dict.fromkeys(chosen)) if keys else failed
+
+
+def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
+    """Make failed cells be run again, as `to_be_retried` chooses them: the cells that will be. Raises UserError."""
+    chosen = to_be_retried(plan, keys)
     for cell in chosen:
         for name in (ENDED, JOB, OUTCOME):  # a driver that died may have left the records of the try that failed
             (plan.place(cell) / name).unlink(missing_ok=True)

@@ -191,8 +191,37 @@ def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:
 
 @pytest.mark.parametrize("action", ["run", "retry"])
 def test_a_failed_cell_is_an_exit_code(lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    settle(sweep, ["done", "failed"])
     monkeypatch.setattr(Driver, "run", lambda self: False)
     assert lm_eval("sweep", action, sweep, "--on", "local").code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "states", "code", "told"),
+    [
+        (("nonsense",), None, 2, "no cell is called nonsense"),
+        ((), None, 3, "no cell has failed; `lm_eval sweep run"),
+        ((), ["done", "waiting"], 3, "runs the 1 that are not done"),
+        ((), ["done", "done"], 0, "no cell has failed\n"),
+        (("demo-laser",), ["failed", "waiting"], 2, "has not failed but waits for demo-baseline"),
+    ],
+)
+def test_retry_without_failures_makes_nothing(
+    lm_eval: Any,
+    sweep: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    states: list[str] | None,
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(Driver, "run", lambda self: pytest.fail("it drives"))
+    if states:
+        settle(sweep, states)
+    before = {path: path.stat().st_mtime_ns for path in sweep.parent.rglob("*")}
+    ran = lm_eval("sweep", "retry", sweep, *words)
+    assert ran.code == code and told in ran.err, ran
+    assert {path: path.stat().st_mtime_ns for path in sweep.parent.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
