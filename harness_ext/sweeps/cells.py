@@ -29,7 +29,7 @@ from leaderboard.readers.sweep_state import CELLS, MANIFEST
 _ID_DIGITS = 10
 
 
-class Variant(NamedTuple):
+class AskedVariant(NamedTuple):
     """What one run folder of a cell is of. label: as receipts have it. recipe_id: None where it is not known before the
     run, as of controls.
     """
@@ -62,7 +62,7 @@ class SweepCell:
         return len(self.leaves)
 
     @property
-    def leaves(self) -> list[Variant]:
+    def leaves(self) -> list[AskedVariant]:
         """The run folders that it leaves: of its recipes, and of the controls that they can have. What is found may
         still leave one of them nothing to control.
         """
@@ -91,18 +91,18 @@ def job(cell: SweepCell, sweep: SweepFile, folder: Path, output_path: str) -> Jo
     return Job(cell.key, command, environment, place, cell.gpus, sweep.cells.timeout_s, cell.after)
 
 
-def _variants_of(recipe: str, controls: tuple[str, ...]) -> tuple[Variant, ...]:
+def _variants_of(recipe: str, controls: tuple[str, ...]) -> tuple[AskedVariant, ...]:
     """A recipe and the controls that it can have. A file may say something else at the next look."""
     is_file = split_specification(recipe)[0].endswith((".yaml", ".yml"))
     return (_read_variants if is_file else _kept_variants)(recipe, controls)
 
 
-def _read_variants(recipe: str, controls: tuple[str, ...]) -> tuple[Variant, ...]:
+def _read_variants(recipe: str, controls: tuple[str, ...]) -> tuple[AskedVariant, ...]:
     parsed = parse_recipe(recipe)
     open_ = any(step.calibration is not None and step.calibration.task == EVALUATED for step in parsed.steps)
     possible = [control for control in controls if why_not(control, parsed) is None]
-    own = Variant(parsed.label, None if open_ else parsed.recipe_id)
-    return own, *(Variant(f"{parsed.label}+{control}", None) for control in possible)
+    own = AskedVariant(parsed.label, None if open_ else parsed.recipe_id)
+    return own, *(AskedVariant(f"{parsed.label}+{control}", None) for control in possible)
 
 
 _kept_variants = cache(_read_variants)

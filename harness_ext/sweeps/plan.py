@@ -13,7 +13,7 @@ from harness_ext.storage.remote import is_remote
 from harness_ext.storage.rundir import FinishedRun, finished_runs, safe_name
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps import outcome
-from harness_ext.sweeps.cells import SweepCell, Variant, cells_of
+from harness_ext.sweeps.cells import AskedVariant, SweepCell, cells_of
 from harness_ext.sweeps.expected_hours import By, PastRun, Workload, hours_of, past_run
 from harness_ext.sweeps.sweep_file import SweepFile
 from leaderboard.readers.sweep_state import (
@@ -209,9 +209,9 @@ def _fits(run: FinishedRun, sweep: SweepFile) -> bool:
     return all(str(settings[name]) == str(value) for name, value in asked.items() if name in settings)
 
 
-def _as_variants(run: FinishedRun) -> Iterator[Variant]:
+def _as_variants(run: FinishedRun) -> Iterator[AskedVariant]:
     """What a run is there for: with the id of its recipe, and for those of which none is known before the run."""
     recipe, told = run.receipt.get("recipe"), run.receipt.get("recipe_id")
     label = str(recipe.get("label") or recipe.get("name")) if isinstance(recipe, dict) else ""
-    yield Variant(label, None)
-    yield Variant(label, told if isinstance(told, str) else "")
+    yield AskedVariant(label, None)
+    yield AskedVariant(label, told if isinstance(told, str) else "")
