@@ -31,11 +31,10 @@ _OTHER_YAML = re.compile(rb"^(steps|recipes)[ \t]*:", re.MULTILINE)
 """In a recipe's or a sweep's file, which may lie among those of tasks."""
 _INCLUDED = re.compile(rb"^include[ \t]*:((?:[ \t]*[^\s#][^\n#]*)|(?:[ \t]*\n[ \t]*-[ \t]+[^\n#]+)+)", re.MULTILINE)
 _WORD = re.compile(rb"[^\s'\"\[\],]+")
-_DATA = re.compile(rb"[^\s'\"\[\]{},]+\.(?:jsonl?|csv|tsv|parquet|txt|arrow)\b")
+_DATA = re.compile(rb"(?<![^\s'\"\[\]{},])[^\s'\"\[\]{},]{1,1000}\.(?:jsonl?|csv|tsv|parquet|txt|arrow)\b")
 _NOT_LOOKED_INTO = frozenset({"__pycache__", ".ipynb_checkpoints"})
 """lm-eval's own."""
 _MOST_FILES = 100_000
-_LONGEST_PATH = 4096
 
 
 class SweepContents:
@@ -117,7 +116,7 @@ def task_files(tasks: Iterable[str], include_path: Any) -> Iterator[Path]:
         seen.add(path)
         yield path
         yield from path.parent.glob("*.py")
-        yield from (place for word in _DATA.findall(text) for place in _places(word, path) if place.is_file())
+        yield from (place for word in _DATA.findall(text) for place in _places(word, path) if _is_file(place))
         words = (word for value in _INCLUDED.findall(text) for word in _WORD.findall(value) if word != b"-")
         waiting += [path.parent / word.decode(errors="replace") for word in words]
 
@@ -136,14 +135,21 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _places(word: bytes, beside: Path) -> Iterator[Path]:
     text = word.decode(errors="replace")
-    yield from (Path(text), beside.parent / text) if len(text) < _LONGEST_PATH else ()
+    yield from (Path(text), beside.parent / text)
 
 
 def _text(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except (OSError, ValueError):
+        return path.read_bytes() if _is_file(path) else None
+    except OSError:
         return None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
 
 
 def _path(value: Any) -> Path:

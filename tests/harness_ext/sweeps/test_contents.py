@@ -124,6 +124,13 @@ def test_tasks_that_are_files_and_folders_are_followed_round_in_circles_once(fol
     assert list(task_files(["int_mult"], "no-such-folder")) == []
 
 
+@pytest.mark.parametrize("text", ["a" * 300 + ".json", "x" * 10**6, "include: /dev/zero\n", "include: [" + "b" * 5000])
+def test_a_task_file_that_makes_no_sense_is_looked_at_and_no_more(folder: Path, text: str) -> None:
+    (folder / "tasks" / "mine.yaml").write_text(text)
+    (folder / "tasks" / "utils.py").unlink()
+    assert [path.name for path in task_files([], "tasks")] == ["mine.yaml"] and keys()
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])
 def test_every_matrix_of_a_large_file_is_looked_at(tmp_path: Path, name: str) -> None:
     path, digests = tmp_path / name, set()
