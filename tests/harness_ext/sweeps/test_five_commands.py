@@ -103,7 +103,7 @@ def test_the_fifth_command_on_a_cluster(
     assert left_by(tmp_path / "results") == serial_run(lm_eval, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_damaged_runs_are_made_anew_and_cells_of_other_names_keep_theirs(
     lm_eval: Callable[..., Any], tmp_path: Path
 ) -> None:
