@@ -33,8 +33,11 @@ EXIT_CODES: dict[str, dict[int, str]] = {
     },
     "sweep": {
         DONE: "`run`, `retry`, `status`: every cell is done; `plan`: planned",
-        CHECK_FAILED: "`run`, `retry`, `status`: a cell failed, and its row says why",
-        CANNOT_TELL: "`status`: cells are running or waiting, and none has failed",
+        CHECK_FAILED: (
+            "`run`, `retry`, `status`: a cell failed; `run`, `retry`: or is to be run again, since its run folder was"
+            " damaged or its files changed. Its row says why"
+        ),
+        CANNOT_TELL: "`status`, `retry`: cells are running or waiting, and none has failed (`retry` did nothing)",
     },
     "audit": {
         DONE: "the findings were printed, whatever they are",

@@ -135,6 +135,8 @@ def _plan(args: argparse.Namespace) -> None:
             "model": line.model,
             "cells": line.cells,
             "done": line.done,
+            "failed": line.failed,
+            "to_run": line.to_run,
             "gpus": line.gpus,
             "variants": line.variants,
             "there": line.there,
@@ -155,14 +157,24 @@ def _plan(args: argparse.Namespace) -> None:
         del row["note"]
         if row.pop("hours_by") == "rough":
             row["hours"] = _about(row["hours"])
+        elif not row["to_run"]:
+            row["hours"] = "-"
     _print(args.form, rows, wrap=("model",))
-    left = sum(line.cells - line.done for line in lines)
-    print(f"\n{left} of {len(plan.cells)} cells to run: {_hours_told(lines, plan.results)}")
+    print(f"\n{_to_run_told(lines, plan.results)}")
+
+
+def _to_run_told(lines: Sequence[Expectation], results: Path) -> str:
+    """How many cells are to run, and how long that takes: the plan's last line."""
+    failed, to_run = sum(line.failed for line in lines), [line for line in lines if line.to_run]
+    rest = f"; {failed} failed, which `lm_eval sweep retry` runs" if failed else ""
+    counts = f"{sum(line.to_run for line in lines)} of {sum(line.cells for line in lines)} cells to run"
+    return counts + (f": {_hours_told(to_run, results)}" if to_run else "") + rest
 
 
 def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
-    """The hours of all models together, and what they are known by."""
+    """The hours of all models together, and what they are known by. lines: of models with cells to run."""
     hours = sum(line.hours * max(line.gpus, 1) for line in lines if line.hours is not None)
+    time = f"about {_gpu_time(hours, on_gpu=any(line.gpus for line in lines))}"
     rough, unknown = (sum(line.by == by for line in lines) for by in ("rough", None))
     if unknown == len(lines):
         return (
@@ -171,20 +183,20 @@ def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
         )
     if rough:
         told = (
-            f"about {_gpu_time(hours)}; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
+            f"{time}; those of {rough} of {len(lines)} models are a rough estimate by size, ten"
             " times off either way, without edits and searches"
         )
     else:
-        told = f"about {_gpu_time(hours)}, by the receipts in {results}"
+        told = f"{time}, by the receipts in {results}"
     return told + (f"; {unknown} of {len(lines)} models are not known and not counted" if unknown else "")
 
 
-def _gpu_time(hours: float) -> str:
-    """`2 GPU minutes`, `2.5 GPU hours`: as exact as an estimate deserves."""
-    minutes = max(1, round(hours * 60))
+def _gpu_time(hours: float, *, on_gpu: bool = True) -> str:
+    """`2 GPU minutes`, `2.5 GPU hours`, without the word on a CPU: as exact as an estimate deserves."""
+    minutes, gpu = max(1, round(hours * 60)), "GPU " if on_gpu else ""
     if hours < 1.5:
-        return f"{minutes} GPU minute{'' if minutes == 1 else 's'}"
-    return f"{hours:.1f} GPU hours" if hours < 100 else f"{hours:,.0f} GPU hours"
+        return f"{minutes} {gpu}minute{'' if minutes == 1 else 's'}"
+    return f"{hours:.1f} {gpu}hours" if hours < 100 else f"{hours:,.0f} {gpu}hours"
 
 
 def _about(hours: float) -> str:
@@ -196,24 +208,41 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _retry(args: argparse.Namespace) -> None:
-    from harness_ext.sweeps.driver import forget_failures
+    from harness_ext.sweeps.driver import forget_failures, to_be_retried
 
     plan = _checked(args)
+    _check_engine(args)
+    if not to_be_retried(plan, args.cells):  # before anything is made or written
+        _say_that_none_failed(plan, args.sweep)
+        return
+    _drive(args, plan, lambda: forget_failures(plan, args.cells))
 
-    def forget() -> None:
-        if not forget_failures(plan, args.cells):
-            _say("no cell has failed")
 
-    _drive(args, plan, forget)
+def _say_that_none_failed(plan: SweepPlan, sweep: Path) -> None:
+    waiting = sum(plan.settled(cell) is None for cell in plan.cells)
+    _say(
+        "no cell has failed"
+        + (f"; `lm_eval sweep run {sweep}` runs the {waiting} that are not done" if waiting else "")
+    )
+    if waiting:
+        sys.exit(CANNOT_TELL)
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """Raise UserError where the engine cannot run here, before anything is made or written."""
+    from harness_ext.sweeps.engines import absence
+
+    if lacking := absence(args.on):
+        raise UserError(lacking)
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs} must be 1 or more")
 
 
 def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object] = lambda: None) -> None:
     from harness_ext.sweeps.driver import Driver
-    from harness_ext.sweeps.engines import EngineOptions, absence, engine
+    from harness_ext.sweeps.engines import EngineOptions, engine
 
-    _check_jobs(args.jobs, args.on)
-    if lacking := absence(args.on):  # before anything is made or written
-        raise UserError(lacking)
+    _check_engine(args)
     _say_what_is_left_alone(plan)
     ingest = _ingest_of(plan)
     options = EngineOptions(jobs=args.jobs, slurm=plan.sweep.slurm)
@@ -263,16 +292,17 @@ def _ingest_of(plan: SweepPlan) -> Callable[[Sequence[Path]], bool]:
             return False
         for rejected in report.rejected if report is not None else ():
             _say(f"{rejected.path} is not on the board: {rejected.reason}")
+        plan.undo_damaged([rejected.path for rejected in report.rejected] if report is not None else ())
         return True
 
     return take_in
 
 
 def _status(args: argparse.Namespace) -> None:
-    from leaderboard.readers.sweep_state import State, decided_state, rows
+    from leaderboard.readers.sweep_state import State, rows
 
     plan = _read(args.sweep)
-    state = decided_state(plan.folder, _say)
+    state = plan.state(_say)
     if state is None:
         raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
     wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "lost", "running")

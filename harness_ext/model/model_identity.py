@@ -44,12 +44,12 @@ _HUB_FILES = {"peft": ("adapter_config.json",), "tokenizer": (*_TOKENIZER_FILES,
 class ModelReader:
     """Identities of models. A file is hashed once, and again only where its stamp changed (see `file_digests`).
 
-    left_out: a folder to leave out wherever it lies, that of the results.
+    left_out: a folder to leave out wherever it lies, that of the results. digests: others than of whole files.
     """
 
-    def __init__(self, left_out: Path | None = None) -> None:
+    def __init__(self, left_out: Path | None = None, digests: FileDigests | None = None) -> None:
         self._left_out = left_out
-        self._digests = FileDigests()
+        self._digests = digests or FileDigests()
 
     def begin(self, model_args: Mapping[str, Any]) -> None:
         """Start to hash the files of local models beside what else is done; `identities` waits for them. What is wrong

@@ -33,17 +33,28 @@ def damage(folder: Path, receipt: Mapping[str, Any]) -> str | None:
         return f"{RECEIPT} is not as it was written"
 
 
-def _damage_by_list(folder: Path, files: Sequence[Mapping[str, Any]]) -> str | None:
-    if not files:
-        return f"{RECEIPT} lists no files"
+def damage_by_size(folder: Path, files: Sequence[Mapping[str, Any]]) -> str | None:
+    """What is wrong with the sizes of the files that a receipt lists, in a few words; None where nothing is. Nothing is
+    read. Raises KeyError, TypeError or ValueError where the list is none.
+    """
     for written in files:
         name = Path(written["name"]).name
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != written["bytes"]:
-            return f"{name} has {path.stat().st_size:,} bytes of {int(written['bytes']):,}"
-        if _digest(path) != written["sha256"]:
+        if (size := path.stat().st_size) != written["bytes"]:
+            return f"{name} has {size:,} bytes of {int(written['bytes']):,}"
+    return None
+
+
+def _damage_by_list(folder: Path, files: Sequence[Mapping[str, Any]]) -> str | None:
+    if not files:
+        return f"{RECEIPT} lists no files"
+    for written in files:
+        if (damaged := damage_by_size(folder, [written])) is not None:
+            return damaged
+        name = Path(written["name"]).name
+        if _digest(folder / name) != written["sha256"]:
             return f"{name} is not as it was written"
     return None
 

@@ -17,7 +17,7 @@ from harness_ext.errors import UserError
 from harness_ext.storage.disk import is_of_the_disk
 from harness_ext.storage.rundir import safe_name
 from harness_ext.sweeps import outcome
-from harness_ext.sweeps.cells import SweepCell, job
+from harness_ext.sweeps.cells import SweepCell, is_of_now, job
 from harness_ext.sweeps.claim import DriverClaim, claimed
 from harness_ext.sweeps.engines import SweepEngine
 from harness_ext.sweeps.plan import SweepPlan
@@ -75,6 +75,7 @@ class Driver:
         return all(self.plan.settled(cell) == "done" for cell in self.plan.cells)
 
     def _drive(self, claim: DriverClaim) -> None:
+        self._told(self._undo_harmed)
         settled = {cell.key: self.plan.settled(cell) for cell in self.plan.cells}
         self._failed = {key for key, state in settled.items() if state == "failed"}
         self._cells = {cell.key: cell for cell in self.plan.cells if settled[cell.key] is None}
@@ -98,6 +99,13 @@ class Driver:
             self._take_in()
             if self._cells:
                 time.sleep(POLL_SECONDS)
+
+    def _undo_harmed(self) -> None:
+        """Have cells run again whose run folders do not stand any more."""
+        for cell in self.plan.cells:
+            if why := self.plan.harm(cell):
+                outcome.undo(self.plan.place(cell), why)
+                self.say(f"{cell.key}: is run again, since {why}")
 
     def _look(self) -> None:
         """Settle what ended since the last look, and submit again what is to be tried again."""
@@ -154,7 +162,8 @@ class Driver:
         place = self.plan.place(cell)
         home = self.plan.results / safe_name(cell.model)
         found = self._told(lambda: outcome.brought_home(outcome.ending(place), home))
-        if found.begun:
+        changed = found.begun and not found.why and not is_of_now(cell, self.plan.sweep)
+        if found.begun and not changed:
             state = self._told(lambda: outcome.settle(place, found, self.plan.sweep.cells.retries))
         for name in (ENDED, JOB):  # settled once
             with suppress(FileNotFoundError):
@@ -162,6 +171,15 @@ class Driver:
         self._gone.pop(cell.key, None)
         if not found.begun:
             self._held[cell.key] = self._cells.pop(cell.key)
+            return
+        if changed:
+            why = "its model, tasks or recipe files have changed since it was planned"
+            self._told(lambda: outcome.undo(place, f"{why}: start `lm_eval sweep run` again"))
+            del self._cells[cell.key]
+            self.say(
+                f"{cell.key}: ended, but {why}: start the same command again, which keeps what still"
+                f" fits{self._drop_dependents(cell)}"
+            )
             return
         self._pending += self._runs(cell)
         where = f" on {found.host}" if found.host else ""
@@ -219,8 +237,8 @@ class Driver:
             self._pending = []
 
 
-def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
-    """Make failed cells be run again: those named (by their key or how it begins), else all. The cells that will be.
+def to_be_retried(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
+    """The failed cells: those named (by their key or how it begins), else all. Nothing is written.
 
     Raises UserError for a name that fits no failed cell.
     """
@@ -231,7 +249,12 @@ def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
         if not fitting:
             raise UserError(f"{_why_not_again(plan, key, failed)}; `lm_eval sweep status` lists the cells")
         chosen += fitting
-    chosen = list(dict.fromkeys(chosen)) if keys else failed
+    return list(dict.fromkeys(chosen)) if keys else failed
+
+
+def forget_failures(plan: SweepPlan, keys: Sequence[str]) -> list[SweepCell]:
+    """Make failed cells be run again, as `to_be_retried` chooses them: the cells that will be. Raises UserError."""
+    chosen = to_be_retried(plan, keys)
     for cell in chosen:
         for name in (ENDED, JOB, OUTCOME):  # a driver that died may have left the records of the try that failed
             (plan.place(cell) / name).unlink(missing_ok=True)
@@ -243,5 +266,7 @@ def _why_not_again(plan: SweepPlan, begun: str, failed: Sequence[SweepCell]) -> 
     known = [cell for cell in plan.cells if cell.key.startswith(begun)]
     if not known:
         return f"no cell is called {begun}"
+    if harm := plan.harm(known[0]):
+        return f"{known[0].key} has not failed, but {harm}: `lm_eval sweep run` makes it anew"
     waits_for = [cell.key for cell in failed if cell.key in known[0].after]
     return f"{known[0].key} has not failed" + (f" but waits for {waits_for[0]}: retry that one" if waits_for else "")

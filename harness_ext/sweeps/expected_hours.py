@@ -83,12 +83,10 @@ class Workload:
         return None if None in counts else sum(count for count in counts if count is not None)
 
 
-def past_run(run: FinishedRun) -> PastRun | None:
-    """What a run's receipt tells; None where it tells no time. Nothing in it is trusted beyond its form."""
+def past_run(run: FinishedRun) -> PastRun:
+    """What a run's receipt tells; no seconds where it tells no time. Nothing in it is trusted beyond its form."""
     spent = _mapping(run.receipt.get("seconds"))
-    numbers = [number for value in spent.values() if (number := _number(value)) is not None]
-    if not numbers:
-        return None
+    seconds = sum(number for value in spent.values() if (number := _number(value)) is not None)
     settings = _mapping(run.receipt.get("settings"))
     scored = {
         name: int(count)
@@ -96,7 +94,7 @@ def past_run(run: FinishedRun) -> PastRun | None:
         if (count := _number(_mapping(told).get("scored"))) is not None
     }
     parameters = _number(_mapping(run.receipt.get("totals")).get("parameters_before"))
-    return PastRun(sum(numbers), parameters, scored, _number(settings.get("limit")), "limit" in settings)
+    return PastRun(seconds, parameters, scored, _number(settings.get("limit")), "limit" in settings)
 
 
 def hours_of(

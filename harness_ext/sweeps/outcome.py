@@ -7,15 +7,17 @@ again. What the recipe or the asking is at fault for would only happen again.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness_ext.storage.integrity import RECEIPT
+from harness_ext.storage.integrity import RECEIPT, damage, damage_by_size
 from harness_ext.storage.rundir import RESCUED, writing
 from harness_ext.storage.whole_files import write_record
 from harness_ext.sweeps.job_files import NOT_BEGUN, now, read_record
@@ -34,6 +36,7 @@ _OF_MACHINES = frozenset({"out_of_memory", "disk"})
 """Kinds of failures that a manifest may tell of, and that another machine may not have."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 _LARGEST_MANIFEST = 16 * 2**20
+_LARGEST_RECEIPT = 2**30
 _TAIL_BYTES = 4096
 _WIDEST = 300
 
@@ -124,10 +127,50 @@ def run_folders(place: Path, results: Path) -> list[Path]:
     return [path if path.is_dir() else results / path.parent.name / path.name for path in paths]
 
 
-def is_whole(place: Path, results: Path) -> bool:
-    """Whether all run folders of a cell that is done are still there."""
+def harm(place: Path, results: Path, others: Collection[Path] = ()) -> str:
+    """Why a cell that its record calls done is not: a run folder that is gone, or whose files are not there in the
+    sizes that its receipt lists. Empty where all stand. others: folders that another cell answers for.
+    """
     folders = run_folders(place, results)
-    return bool(folders) and all((folder / RECEIPT).is_file() for folder in folders)
+    if not folders:
+        return "its record names no run folder"
+    found = ((folder, harm_of(folder)) for folder in folders if folder not in others)
+    return next((f"{folder} {what}" for folder, what in found if what), "")
+
+
+def harm_of(folder: Path) -> str:
+    """Why a run folder does not stand, by the sizes of its files; empty where it does."""
+    path = folder / RECEIPT
+    try:
+        status = path.stat()
+        found = damage_by_size(folder, _listed(path, status.st_mtime_ns, status.st_size))
+    except FileNotFoundError:
+        return f"has no {RECEIPT}" if folder.is_dir() else "is gone"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"is damaged ({RECEIPT} is not as it was written)"
+    return f"is damaged ({found})" if found else ""
+
+
+@lru_cache(maxsize=1 << 16)
+def _listed(receipt: Path, modified_ns: int, size: int) -> tuple[Mapping[str, Any], ...]:
+    """The files that a receipt lists; none in one of before that was so. Read once while its time and size stay."""
+    files = json.loads(receipt.read_bytes()).get("files", ())
+    return tuple({"name": file["name"], "bytes": file["bytes"]} for file in files)
+
+
+def damage_of(folder: Path) -> str:
+    """What is wrong with a run folder by the digests of its files, which reads them whole; empty where nothing is."""
+    if said := harm_of(folder):
+        return f"{folder} {said}"
+    found = damage(folder, read_json(folder / RECEIPT, _LARGEST_RECEIPT) or {})
+    return f"{folder} is damaged ({found})" if found else ""
+
+
+def undo(place: Path, why: str) -> None:
+    """Have a cell that was done wait to be run again, and say why. Raises OSError."""
+    record = read_record(place / OUTCOME) or {}
+    *before, last = tries_in(record) or [{}]
+    write_record(place / OUTCOME, {**record, "state": "waiting", "tries": [*before, {**last, "why": why}]})
 
 
 def _of_machines(tries: list[Any]) -> int:

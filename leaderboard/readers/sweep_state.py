@@ -113,15 +113,18 @@ def sweep_folders(root: Path) -> list[Path]:
         return []
 
 
-def sweep_state(folder: Path, watch: HeartbeatWatch | None = None) -> SweepState | None:
+def sweep_state(
+    folder: Path, watch: HeartbeatWatch | None = None, asked: Sequence[Mapping[str, Any]] | None = None
+) -> SweepState | None:
     """The state of the sweep in a folder; None where there is none that can be read. watch: which writers on other
-    machines live, by earlier looks; what it does not know yet lives.
+    machines live, by earlier looks; what it does not know yet lives. asked: the cells to tell of, in the form of
+    `plan.json`; those of the plan that was driven last where None.
     """
     watch = watch or HeartbeatWatch()
     watch.undecided.clear()
     plan = read_json(folder / PLAN, LARGEST)
-    cells = plan.get("cells") if plan is not None else None
-    if plan is None or not isinstance(cells, list):
+    cells = plan.get("cells") if plan is not None and asked is None else asked
+    if plan is None or not isinstance(cells, (list, tuple)):
         return None
     known = {entry.name: entry.path for entry in _entries(folder / CELLS)}
     driver = read_json(folder / DRIVER) or {}
@@ -132,12 +135,17 @@ def sweep_state(folder: Path, watch: HeartbeatWatch | None = None) -> SweepState
     return SweepState(_text(plan.get("name")), folder, by if driven else "", states, f"{by} {died}" if died else "")
 
 
-def decided_state(folder: Path, say: Callable[[str], None], patience_s: float = PATIENCE_SECONDS) -> SweepState | None:
+def decided_state(
+    folder: Path,
+    say: Callable[[str], None],
+    patience_s: float = PATIENCE_SECONDS,
+    asked: Sequence[Mapping[str, Any]] | None = None,
+) -> SweepState | None:
     """`sweep_state`, after a wait until it is known of all that runs on other machines whether it lives: a moment where
     it does, else `patience_s`, of which `say` is told.
     """
     watch, begun, told = HeartbeatWatch(patience_s), time.monotonic(), False
-    while (state := sweep_state(folder, watch)) is not None and watch.undecided:
+    while (state := sweep_state(folder, watch, asked)) is not None and watch.undecided:
         if not told and time.monotonic() - begun > _UNTOLD_SECONDS:
             told = True
             say(f"waits up to {patience_s:.0f} s for a sign of life from other machines")
@@ -261,7 +269,9 @@ def _text(value: Any) -> str:
 
 
 def rows(state: SweepState, states: Sequence[State], *, blocked: bool = False) -> list[dict[str, Any]]:
-    """The cells in these states as rows of a table; with `blocked` also those that wait for a failed one."""
+    """The cells in these states as rows of a table; with `blocked` also those that wait for a reason: for one that
+    failed, say, or since their run folders are damaged.
+    """
     return [
         {
             "state": cell.state,
@@ -276,5 +286,5 @@ def rows(state: SweepState, states: Sequence[State], *, blocked: bool = False) -
             "log": str(cell.log),
         }
         for cell in state.cells
-        if cell.state in states or (blocked and cell.blocked)
+        if cell.state in states or (blocked and cell.state == "waiting" and cell.reason)
     ]

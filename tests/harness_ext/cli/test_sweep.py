@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,30 @@ def test_short_times_are_minutes(hours: float, words: str) -> None:
     assert _gpu_time(hours) == words
 
 
+@pytest.mark.parametrize(
+    ("states", "last"),
+    [
+        (["done", "done"], "0 of 2 cells to run"),
+        (["done", "failed"], "0 of 2 cells to run; 1 failed, which `lm_eval sweep retry` runs"),
+        (["waiting", "waiting"], "2 of 2 cells to run: about "),
+    ],
+)
+def test_a_plan_tells_time_of_what_is_to_run_alone(
+    lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch, states: list[str], last: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settle(sweep, states)
+    told = lm_eval("sweep", "plan", sweep).out
+    assert told.splitlines()[-1].startswith(last) and "GPU " not in told
+    assert told.endswith(f"\n{last}\n") or states[0] == "waiting"
+
+
+def test_the_columns_of_a_plan_are_explained(repository: Path, lm_eval: Any, sweep: Path) -> None:
+    text = (repository / "harness_ext" / "sweeps" / "README.md").read_text(encoding="utf-8")
+    columns = lm_eval("sweep", "plan", sweep).out.split("\n", 1)[0].split()
+    assert columns[0] == "MODEL" and columns[1:] == re.findall(r"^- ([A-Z_]+): ", text, re.MULTILINE)
+
+
 def test_the_time_left_is_told_in_minutes(lm_eval: Any, sweep: Path) -> None:
     settle(sweep, ["done", "waiting"])
     plan = plan_of(read_sweep(sweep), sweep.parent)
@@ -128,6 +153,37 @@ def test_a_model_left_without_recipes_is_told(lm_eval: Any, sweep: Path) -> None
     assert "note: `exclude` takes every recipe from demo: the baseline alone is run" in ran.err
 
 
+@pytest.mark.parametrize("change", ["limit", "recipe"])
+def test_status_compares_with_what_the_file_says_now(lm_eval: Any, sweep: Path, change: str) -> None:
+    """Whoever waits for its exit code would go on too soon."""
+    recipe = sweep.parent / "mine.yaml"
+    recipe.write_text("name: mine\nsteps: [{method: truncate_svd, matrices: [all], keep: {rank: 2}}]\n")
+    sweep.write_text(SWEEP.replace("svd]", f"{recipe}]"))
+    settle(sweep, ["done", "done"])
+    assert lm_eval("sweep", "status", sweep).code == 0
+    changed, old, new = (sweep, "limit: 8", "limit: 4") if change == "limit" else (recipe, "rank: 2", "rank: 3")
+    before = changed.read_text()
+    changed.write_text(before.replace(old, new))
+    ran, done, waiting = lm_eval("sweep", "status", sweep), *((0, 2) if change == "limit" else (1, 1))
+    assert ran.code == 3 and f"{done} of 2 cells done, {waiting} waiting" in ran.out
+    assert f"note: {waiting} of 2 cells are new, since the sweep file, or a file that it names, has changed" in ran.err
+    assert [row["state"] for row in json.loads(lm_eval("sweep", "status", sweep, "--json").out)].count("done") == done
+    changed.write_text(before)
+    assert lm_eval("sweep", "status", sweep).code == 0
+
+
+def test_status_tells_of_a_damaged_run_folder(lm_eval: Any, sweep: Path) -> None:
+    settle(sweep, ["done", "done"])
+    plan = plan_of(read_sweep(sweep), sweep.parent)
+    run = sweep.parent / "results" / "demo" / plan.cells[1].key
+    (run / "receipt.json").write_text(json.dumps({"files": [{"name": "samples_x.jsonl", "bytes": 3}]}))
+    ran = lm_eval("sweep", "status", sweep, "--json")
+    reason = f"{run} is damaged (samples_x.jsonl is missing)"
+    assert ran.code == 3 and [row["reason"] for row in json.loads(ran.out)] == ["", reason]
+    ran = lm_eval("sweep", "status", sweep)
+    assert "1 of 2 cells done, 1 waiting" in ran.out and "damaged (samples_x" in ran.out
+
+
 def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:
     ran = lm_eval("sweep", "status", sweep)
     assert ran.code == 2 and "has no sweep yet: `lm_eval sweep run" in ran.err
@@ -135,8 +191,37 @@ def test_a_sweep_that_is_none(lm_eval: Any, sweep: Path) -> None:
 
 @pytest.mark.parametrize("action", ["run", "retry"])
 def test_a_failed_cell_is_an_exit_code(lm_eval: Any, sweep: Path, monkeypatch: pytest.MonkeyPatch, action: str) -> None:
+    settle(sweep, ["done", "failed"])
     monkeypatch.setattr(Driver, "run", lambda self: False)
     assert lm_eval("sweep", action, sweep, "--on", "local").code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "states", "code", "told"),
+    [
+        (("nonsense",), None, 2, "no cell is called nonsense"),
+        ((), None, 3, "no cell has failed; `lm_eval sweep run"),
+        ((), ["done", "waiting"], 3, "runs the 1 that are not done"),
+        ((), ["done", "done"], 0, "no cell has failed\n"),
+        (("demo-laser",), ["failed", "waiting"], 2, "has not failed but waits for demo-baseline"),
+    ],
+)
+def test_retry_without_failures_makes_nothing(
+    lm_eval: Any,
+    sweep: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    states: list[str] | None,
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(Driver, "run", lambda self: pytest.fail("it drives"))
+    if states:
+        settle(sweep, states)
+    before = {path: path.stat().st_mtime_ns for path in sweep.parent.rglob("*")}
+    ran = lm_eval("sweep", "retry", sweep, *words)
+    assert ran.code == code and told in ran.err, ran
+    assert {path: path.stat().st_mtime_ns for path in sweep.parent.rglob("*")} == before
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,39 @@ def test_what_is_done_is_told_by_its_run_folders(tmp_path: Path) -> None:
     assert plan.settled(cell) is None  # its results are gone, so it runs again
 
 
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [
+        ({}, True),
+        ({"settings": {"limit": 8, "batch_size": "1", "num_fewshot": None}}, True),
+        ({"settings": {"limit": 4}}, False),
+        ({"settings": {"limit": 8, "num_fewshot": 2}}, False),
+        ({"settings": {"limit": 8, "batch_size": "16"}}, False),
+        ({"recipe_id": "0" * 64}, False),
+        ({"status": "failed"}, False),
+        ({"files": [{"name": "samples_x.jsonl", "bytes": 3}]}, False),  # it is damaged
+        ({"recipe": {"label": "eigenprune"}}, True),
+        ({"recipe": {"label": "laser+noise"}}, True),
+        ({"recipe": {"label": "laser+bottom-k"}}, False),
+    ],
+)
+def test_only_runs_that_fit_are_there(tmp_path: Path, changes: dict[str, Any], fits: bool) -> None:
+    plan = plan_of(sweep_from({**PLAIN, "output_path": str(tmp_path)}, "x"), Path())
+    run = tmp_path / "demo" / "some-0123456789"
+    run.mkdir(parents=True)
+    receipt = {"status": "complete", "recipe": {"label": "laser"}, **changes}
+    (run / "receipt.json").write_text(json.dumps(receipt))
+    assert [line.there for line in expectations(plan)] == [int(fits), 0]
+
+
+def test_what_failed_is_not_to_run(tmp_path: Path) -> None:
+    plan = plan_of(sweep_from({**PLAIN, "output_path": str(tmp_path)}, "x"), Path())
+    plan.place(plan.cells[1]).mkdir(parents=True)
+    write_record(plan.place(plan.cells[1]) / OUTCOME, {"state": "failed"})
+    demo = expectations(plan, on_gpu=False)[0]
+    assert (demo.cells, demo.done, demo.failed, demo.to_run, demo.gpus, demo.variants) == (3, 0, 1, 2, 0, 3)
+
+
 def test_a_thousand_cells_are_planned_in_a_moment(tmp_path: Path) -> None:
     recipes = [f"svd:keep.rank=[{','.join(map(str, range(1, 39)))}]"]
     models = [{"pretrained": f"org/m{number}"} for number in range(50)]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from harness_ext.errors import UserError
+from harness_ext.storage.integrity import listed_files
 from harness_ext.storage.rundir import RESCUED
 from harness_ext.sweeps import driver as driving
 from harness_ext.sweeps import outcome
@@ -412,3 +413,77 @@ def test_a_rescued_run_that_only_another_machine_sees_is_made_again(plan: SweepP
     drive = Drive(plan, lambda job, number: rescued(job, tmp_path) if number == 1 else ends(job))
     assert drive.run() and len(drive.engine.begun) == 6
     assert any("had no room, and node1 alone sees where its runs went" in line for line in drive.said)
+
+
+def test_a_recipe_that_changes_while_its_cell_runs_leaves_it_not_done(plan: SweepPlan, tmp_path: Path) -> None:
+    """Which of the two it was run with, nobody can tell."""
+    recipe = tmp_path / "mine.yaml"
+    text = "name: mine\nsteps: [{method: truncate_svd, matrices: [all], keep: {rank_fraction: 0.5}}]\n"
+    recipe.write_text(text)
+
+    def planned() -> SweepPlan:
+        return plan_of(sweep_from({**plan.sweep.model_dump(exclude_none=True), "recipes": [str(recipe)]}, "x"), Path())
+
+    def play(job: Job, number: int) -> None:
+        if "baseline" not in job.cell:
+            recipe.write_text(text.replace("0.5", "0.05"))
+        ends(job)
+
+    drive, first = Drive(planned(), play), planned()
+    assert not drive.run() and states(first) == ["done", "waiting"]
+    assert any(
+        "recipe files have changed since it was planned: start the same command again" in line for line in drive.said
+    )
+    again = Drive(planned(), play)
+    assert again.run() and again.engine.begun == [planned().cells[1].key] != [first.cells[1].key]
+
+
+def leaves_files(job: Job, _: int) -> None:
+    """A cell ends well, and its run folder is a whole one."""
+    ends(job)
+    run = job.folder.parents[3] / "runs" / job.cell
+    (run / "samples_x.jsonl").write_text('{"doc_id": 0}\n')
+    (run / "receipt.json").write_text(json.dumps({"files": listed_files(run)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("samples_x.jsonl", "{", "samples_x.jsonl has 1 bytes of 14"),
+        ("samples_x.jsonl", None, "samples_x.jsonl is missing"),
+        ("receipt.json", "[]", "receipt.json is not as it was written"),
+        ("receipt.json", '{"files": [{}]}', "receipt.json is not as it was written"),
+        ("receipt.json", None, "has no receipt.json"),
+    ],
+)
+def test_a_damaged_run_folder_is_told_and_made_anew(plan: SweepPlan, name: str, content: str | None, why: str) -> None:
+    """Once, and no other cell, though another may name the folder of the baseline as well."""
+    assert Drive(plan, leaves_files).run()
+    harmed = plan.cells[0]
+    for cell in plan.cells[1:]:
+        record = read_json(plan.place(cell) / OUTCOME) or {}
+        runs = [str(plan.folder.parents[1] / "runs" / harmed.key), *record["runs"]]
+        (plan.place(cell) / OUTCOME).write_text(json.dumps({**record, "runs": runs}))
+    file = plan.folder.parents[1] / "runs" / harmed.key / name
+    file.unlink() if content is None else file.write_text(content)
+    assert [plan.settled(cell) for cell in plan.cells] == [None, "done", "done"]
+    with pytest.raises(UserError, match="has not failed, but .*: `lm_eval sweep run` makes it anew"):
+        forget_failures(plan, [harmed.key])
+    drive = Drive(plan, leaves_files)
+    assert drive.run() and drive.engine.begun == [harmed.key]
+    assert any(line.startswith(f"{harmed.key}: is run again, since") and why in line for line in drive.said)
+    again = Drive(plan, leaves_files)
+    assert again.run() and again.engine.begun == []
+
+
+def test_damage_that_shows_in_no_size_is_undone_where_the_database_refuses_it(plan: SweepPlan) -> None:
+    assert Drive(plan, leaves_files).run()
+    runs = [plan.folder.parents[1] / "runs" / cell.key for cell in plan.cells]
+    (runs[1] / "samples_x.jsonl").write_text('{"doc_id": 9}\n')
+    assert plan.undo_damaged([runs[0], runs[2]]) == []  # refused for another reason: a run anew would not help
+    assert plan.undo_damaged(runs) == [plan.cells[1]]
+    state = sweep_state(plan.folder)
+    assert state is not None and [cell.state for cell in state.cells] == ["done", "waiting", "done"]
+    assert state.cells[1].reason == f"{runs[1]} is damaged (samples_x.jsonl is not as it was written)"
+    drive = Drive(plan, leaves_files)
+    assert drive.run() and drive.engine.begun == [plan.cells[1].key]

@@ -101,3 +101,32 @@ def test_the_fifth_command_on_a_cluster(
     assert all("#SBATCH --partition=gpu\n" in text for text in texts.values())
     assert "#SBATCH --dependency=afterany:100\n" in texts["101"] and "--dependency" not in texts["100"]
     assert left_by(tmp_path / "results") == serial_run(lm_eval, tmp_path)
+
+
+@pytest.mark.long
+def test_damaged_runs_are_made_anew_and_cells_of_other_names_keep_theirs(
+    lm_eval: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Names change with versions of this package: what is there and fits costs a look."""
+    text = "name: s\nmodels: [{pretrained: demo}]\ntasks: [int_mult]\nrecipes: [laser]\nrun: {limit: 8}\n"
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert lm_eval("sweep", "run", "sweep.yaml").code == 0
+    before = left_by(tmp_path / "results")
+    (samples,) = tmp_path.glob("results/demo/laser-*/samples_*.jsonl")
+    samples.write_bytes(samples.read_bytes()[:99])
+    assert "1 of 2 cells to run" in lm_eval("sweep", "plan", "sweep.yaml").out
+    ran = lm_eval("sweep", "run", "sweep.yaml")
+    assert ran.code == 0 and "is damaged" in ran.err and "2 of 2 cells done" in ran.out, ran.err
+    (samples,) = tmp_path.glob("results/demo/laser-*/samples_*.jsonl")
+    samples.write_text(samples.read_text().replace("0", "1", 1))  # of the same size: the database refuses it
+    (tmp_path / "results" / "leaderboard.duckdb").unlink()
+    refused, again = (lm_eval("sweep", "run", "sweep.yaml") for _ in range(2))
+    assert refused.code == 1 and "1 waiting" in refused.out and "not on the board" in refused.err, refused.err
+    assert again.code == 0 and "1 settled before" in again.err, again.err
+    assert left_by(tmp_path / "results") == before
+
+    for place in tmp_path.glob("results/sweeps/s/cells/*"):
+        place.rename(place.with_name(f"{place.name}-of-before"))
+    runs = {path: path.stat().st_ino for path in tmp_path.glob("results/demo/*/receipt.json")}
+    assert lm_eval("sweep", "run", "sweep.yaml").code == 0
+    assert {path: path.stat().st_ino for path in tmp_path.glob("results/demo/*/receipt.json")} == runs
