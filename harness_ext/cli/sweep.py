@@ -115,6 +115,7 @@ def _checked(args: argparse.Namespace) -> SweepPlan:
 
     if args.on not in ENGINES:
         raise UserError(f"--on {args.on}: no such engine; {nearest(args.on, ENGINES)}")
+    _check_jobs(getattr(args, "jobs", None), args.on)  # `plan` has none
     return plan_of(read_sweep(args.sweep, lambda data: mistakes_here(data, args.on)), Path())
 
 
@@ -211,7 +212,6 @@ def _drive(args: argparse.Namespace, plan: SweepPlan, first: Callable[[], object
     from harness_ext.sweeps.driver import Driver
     from harness_ext.sweeps.engines import EngineOptions, absence, engine
 
-    _check_jobs(args.jobs, args.on)
     if lacking := absence(args.on):  # before anything is made or written
         raise UserError(lacking)
     _say_what_is_left_alone(plan)
