@@ -115,6 +115,7 @@ def _checked(args: argparse.Namespace) -> SweepPlan:
 
     if args.on not in ENGINES:
         raise UserError(f"--on {args.on}: no such engine; {nearest(args.on, ENGINES)}")
+    _check_jobs(getattr(args, "jobs", None), args.on)  # `plan` has none
     return plan_of(read_sweep(args.sweep, lambda data: mistakes_here(data, args.on)), Path())
 
 

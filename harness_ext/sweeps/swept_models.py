@@ -111,8 +111,8 @@ def _of_arguments(backend: str, arguments: Mapping[str, Any]) -> Iterator[tuple[
 
 def _of_sizes(place: str, model: Mapping[str, Any]) -> Iterator[str]:
     arguments, gpus = model.get("model_args"), model.get("gpus", 1)
-    asked = {name: number_of(arguments.get(name)) for name in _PIECES} if isinstance(arguments, Mapping) else {}
-    given = {name: int(number) for name, number in asked.items() if number is not None and number >= 1}
+    numbers = {name: number_of(arguments.get(name)) for name in _PIECES} if isinstance(arguments, Mapping) else {}
+    given = {name: int(number) for name, number in numbers.items() if number is not None and number >= 1}
     if not given or not isinstance(gpus, int):
         return
     if math.prod(given.values()) > gpus:
