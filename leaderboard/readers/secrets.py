@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+from urllib.parse import unquote
 
 HIDDEN = "***"
 """What stands in a text where a secret was."""
@@ -31,7 +32,10 @@ _SHAPES = re.compile(
     r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
     r"|(?<=\bBearer )[^\s'\",}]{6,}|(?<=\bBasic )[A-Za-z0-9+/=]{8,}"
 )
-_IN_URL = re.compile(r"(?<=://)[^\s/@'\"]{0,200}:[^\s/'\"]{0,200}(?=@)|(?<=://)[^\s/@:'\"]{20,200}(?=@)")
+_IN_URL = re.compile(
+    r"(?<=://)[^\s/@'\"]{0,200}:[^\s/'\"]{0,200}(?=@)|(?<=://)[^\s/@:'\"]{20,200}(?=@)"
+    r"|(?<=://)[^\s/@:'\"[]{0,200}:(?!\d{0,5}/)[^\s'\"]{0,200}(?=@)"  # a password with a slash, but no port and path
+)
 _NAME = re.compile(r"""(?<![A-Za-z0-9_])([A-Za-z][\w-]{0,60})(?:\s?=|\\?["']\s?:\s?|:\s(?=Bearer|Basic))""")
 # Bounded, since a text may be anybody's: nothing here takes more than a moment.
 _VALUE = re.compile(
@@ -83,8 +87,8 @@ def _holds_secret(name: object, value: Any) -> bool:
 
 
 def secret_values(value: Any) -> set[str]:
-    """The secrets that are given by name somewhere in nested mappings and lists, as far as they are long enough to be
-    told from other text.
+    """The secrets that are given by name, or in a URL, somewhere in nested mappings and lists, as far as they are long
+    enough to be told from other text.
     """
     found: set[str] = set()
     if isinstance(value, Mapping):
@@ -93,8 +97,16 @@ def secret_values(value: Any) -> set[str]:
     elif isinstance(value, (list, tuple)):
         found = found.union(*map(secret_values, value))
     elif isinstance(value, str):
-        found = {value[start:end].removeprefix("Bearer ") for start, end in _spans(value)}
+        found = {value[start:end].removeprefix("Bearer ") for start, end in _spans(value)} | _in_urls(value)
     return {text for text in found if len(text) >= _SHORTEST}
+
+
+def _in_urls(text: str) -> set[str]:
+    """The passwords in URLs, as they are written there and as they are meant."""
+    if "://" not in text:
+        return set()
+    found = {match[0].partition(":")[2] or match[0] for match in _IN_URL.finditer(text)}
+    return found | {unquote(password) for password in found}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from leaderboard.ingest import ingest
 from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Run
-from leaderboard.readers.secrets import is_secret, redacted, redacted_command, without_secrets
+from leaderboard.readers.secrets import is_secret, redacted, redacted_command, secret_values, without_secrets
 from leaderboard.store.database import open_store
 
 TOKEN = "hf_inventedINVENTEDinventedINVENTED00"
@@ -164,3 +164,11 @@ def test_arguments_as_text(made, kit) -> None:
     without = _read(_with_model_args(file, {}, "pretrained=org/model,dtype=float32").parent)
     given = _read(_with_model_args(file, {}, f"pretrained=org/model,token={TOKEN},dtype=float32").parent)
     assert given.run_id == without.run_id and TOKEN not in repr(given)
+
+
+def test_a_password_in_a_url_is_known_from_then_on() -> None:
+    held = ["postgres://team:inv%40nted9@host/board", "s3://key:sl/ashed-word@bucket/x", "http://host:8000/a@b"]
+    known = secret_values(held)
+    assert known == {"inv%40nted9", "inv@nted9", "sl/ashed-word"}
+    assert redacted("postgres:/team:inv@nted9@host is none", known) == "postgres:/team:***@host is none"
+    assert [redacted(url) for url in held] == ["postgres://***@host/board", "s3://***@bucket/x", "http://host:8000/a@b"]
