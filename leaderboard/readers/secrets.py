@@ -6,6 +6,8 @@ Notable choices:
 - A text holds one where it is written as a setting (`token=...`, `"api_key": "..."`), stands in a URL before the host,
   or has the form in which a known service writes its keys. There it becomes `***`.
 - Special tokens of models (`eos_token`, `pad_token`, `max_new_tokens`, ...) are no secrets.
+- An environment variable is one by the same words, with or without `_` before them (`PGPASSWORD`), and by any `TOKEN`
+  that is none of a model's. Whatever is missing here is shown: rather a name too many than one too few.
 """
 
 from __future__ import annotations
@@ -19,12 +21,25 @@ from urllib.parse import unquote
 HIDDEN = "***"
 """What stands in a text where a secret was."""
 _SHORTEST = 6  # of values that are looked for in texts: a shorter one may be a word
-_NAMES = re.compile(
-    r"(?:.*_)?(?:password|passwd|pwd|passphrase|secret|secrets|credentials?|api_?keys?|auth|authorization|bearer|cookie"
-    r"|(?:secret|access|private|account|subscription|encryption|signing)_key(?:_id)?)"
-    r"|tokens?|(?:.*_)?(?:hf|hub|hugging_?face|auth|access|api|bearer|refresh|session|git|github|gitlab|wandb|trackio"
-    r"|openai|anthropic|azure|aws|security|secret|id|login|user|client|service|bot|personal|read|write)_tokens?"
+_KEYS = "secret|access|private|account|subscription|encryption|signing|storage|shared|master|service|ssh"
+_TOKENS = (
+    "hf|hub|hugging_?face|auth|oauth|access|api|bearer|refresh|session|git|github|gitlab|wandb|trackio|mlflow|tracking"
+    "|openai|anthropic|azure|aws|databricks|security|secret|sas|id|login|user|client|service|bot|personal|private"
+    "|account|storage|deploy|registry|job|app|admin|vault|slack|read|write"
 )
+_NAMES = re.compile(
+    r".*(?:password|passwd|passphrase|pwd|secret|api_?keys?)"
+    r"|(?:.*_)?(?:secrets|credentials?|auth|authorization|bearer|cookie|pat|sas)"
+    rf"|(?:.*_)?(?:{_KEYS})_?key(?:_?id)?|tokens?|(?:.*_)?(?:{_TOKENS})_?tokens?"
+)
+_VARIABLES = re.compile(r"(?=[A-Z])(?:[A-Z0-9_]*TOKEN|(?:[A-Z0-9_]*_|SSH|DB)PASS)(?:_?\d)?")
+"""Names of environment variables, which are many: only there is any token a secret that is no model's special one."""
+_OF_MODELS = re.compile(
+    r".*(?:BOS|EOS|PAD|UNK|SEP|CLS|MASK|EOT|EOM|SOT|IMAGE|AUDIO|VIDEO|VISION|THINK|PREFIX|SUFFIX|START|END|STOP|SPECIAL"
+    r"|FIRST|LAST|NEXT|NEW|MAX|MIN|PER|TOP|PROMPT|IMPLICIT)_?TOKEN(?:_?\d)?"
+)
+_OF_THE_SHELL = frozenset({"PWD", "OLDPWD"})
+"""The folder it is in, and the one before."""
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
@@ -34,7 +49,8 @@ _SHAPES = re.compile(
 )
 _IN_URL = re.compile(
     r"(?<=://)[^\s/@'\"]{0,200}:[^\s/'\"]{0,200}(?=@)|(?<=://)[^\s/@:'\"]{20,200}(?=@)"
-    r"|(?<=://)[^\s/@:'\"[]{0,200}:(?!\d{0,5}/)[^\s'\"]{0,200}(?=@)"  # a password with a slash, but no port and path
+    # a password with a slash, but no port and path
+    r"|(?<=://)[^\s/@:'\"[]{0,200}:(?!\d{0,5}/)(?:[^\s'\":]|:(?!//)){0,200}(?=@)"
 )
 _NAME = re.compile(r"""(?<![A-Za-z0-9_])([A-Za-z][\w-]{0,60})(?:\s?=|\\?["']\s?:\s?|:\s(?=Bearer|Basic))""")
 # Bounded, since a text may be anybody's: nothing here takes more than a moment.
@@ -47,7 +63,12 @@ _PLAIN_WORDS = frozenset({"true", "false", "none", "null", HIDDEN})
 
 def is_secret(name: object) -> bool:
     """Whether a setting of this name holds a secret."""
-    plain = _HUMP.sub("_", str(name)).lower().replace("-", "_").strip("_")
+    text = str(name)
+    if text in _OF_THE_SHELL:
+        return False
+    if _VARIABLES.fullmatch(text) and not _OF_MODELS.fullmatch(text):
+        return True
+    plain = _HUMP.sub("_", text).lower().replace("-", "_").strip("_")
     return _NAMES.fullmatch(plain) is not None
 
 
