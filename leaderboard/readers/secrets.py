@@ -122,6 +122,21 @@ def secret_values(value: Any) -> set[str]:
     return {text for text in found if len(text) >= _SHORTEST}
 
 
+def secret_places(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The keys that lead to each secret somewhere in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if _holds_secret(key, item):
+                yield (*place, str(key))
+            else:
+                yield from secret_places(item, (*place, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from secret_places(item, (*place, str(number)))
+    elif isinstance(value, str) and redacted(value) != value:
+        yield place
+
+
 def _in_urls(text: str) -> set[str]:
     """The passwords in URLs, as they are written there and as they are meant."""
     if "://" not in text:
