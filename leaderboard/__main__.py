@@ -7,6 +7,7 @@ import sys
 
 from leaderboard.commands import DEFAULT_DATABASE
 from leaderboard.errors import LeaderboardError
+from leaderboard.terminal.path_flags import database_or_postgres
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--database",
+        type=database_or_postgres,
         default=str(DEFAULT_DATABASE),
         help="the DuckDB file (%(default)s), or postgres://USER@HOST/DATABASE of a published board",
     )

@@ -23,6 +23,7 @@ from leaderboard.gate.report import GateReport, judge_candidate
 from leaderboard.gate.runs import read_named
 from leaderboard.ingest import Rejection, ingest
 from leaderboard.metrics import DEFAULT_MARGIN
+from leaderboard.readers.addresses import local_database
 from leaderboard.store.database import Store, open_store
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def board(path: str | Path, model: str | None = None) -> Board:
     Raises `LeaderboardError`: `MissingDatabase` where there is nothing at the path, `NotADatabase`, `Busy`; and where
     the folder holds no run, or the board has no such model.
     """
-    with _opened(Path(path)) as store:
+    with _opened(local_database(path)) as store:
         cells = board_cells(store, models=None if model is None else [model])
         if model is not None and not cells:
             names = sorted({cell.model for cell in board_cells(store)})
@@ -115,7 +116,9 @@ def compare(
 
     Raises `LeaderboardError` where either path does not hold exactly one complete run, or both hold the same one.
     """
-    return compare_paths(Path(a), Path(b), margin=margin, database=None if database is None else Path(database))
+    return compare_paths(
+        Path(a), Path(b), margin=margin, database=None if database is None else local_database(database)
+    )
 
 
 def gate(
@@ -134,5 +137,5 @@ def gate(
     Raises `PolicyError` for a policy that cannot be used, and `LeaderboardError` where there is nothing to compare.
     """
     rules = policy if isinstance(policy, Policy) else load_policy(Path(policy))
-    run = read_named(str(candidate), Path(database), "candidate")
-    return judge_candidate(run, rules, [str(name) for name in baselines], Path(database))
+    run = read_named(str(candidate), local_database(database), "candidate")
+    return judge_candidate(run, rules, [str(name) for name in baselines], local_database(database))

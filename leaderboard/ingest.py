@@ -35,6 +35,7 @@ from leaderboard.errors import (
     Unwritable,
 )
 from leaderboard.judging import judge_outdated
+from leaderboard.readers.addresses import local_database
 from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.orphan_samples import looks_like_samples
 from leaderboard.readers.reader import read_runs
@@ -93,18 +94,19 @@ def ingest(
         for batch in _batches(_read_all(_in_order(roots, report), report)):
             _add(report.store, batch, report)
         return report
+    database = local_database(database)
     if rebuild:
-        return _rebuild(roots, Path(database), timeout_s)
+        return _rebuild(roots, database, timeout_s)
     report, started = IngestReport(), time.monotonic()
     with no_collection():
-        looks = Looks(Path(database), roots)
-        changed = _recall(roots, Path(database), report, looks, timeout_s)
+        looks = Looks(database, roots)
+        changed = _recall(roots, database, report, looks, timeout_s)
         if changed:
-            _read_and_write(changed, Path(database), report, looks, timeout_s)
-        _finish(Path(database), report, looks, timeout_s)
+            _read_and_write(changed, database, report, looks, timeout_s)
+        _finish(database, report, looks, timeout_s)
     if report.added or report.duplicates:  # the database is there, and up to date
         seconds = max(_AHEAD_SECONDS, time.monotonic() - started) if report.added else _AGAIN_SECONDS
-        judge_outdated(Path(database), timeout_s, seconds)
+        judge_outdated(database, timeout_s, seconds)
     return report
 
 

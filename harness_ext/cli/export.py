@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
+from leaderboard.terminal.path_flags import local_path
 
 if TYPE_CHECKING:
     from harness_ext.recipe.recipe import Recipe
@@ -49,7 +49,7 @@ class Export(RecipesCommand):
             "--device", default="cpu", metavar="<device>", help="Where the edit is computed (default: cpu)"
         )
         parser.add_argument(
-            "--out", type=Path, required=True, metavar="DIR", help="The folder to write, which must not exist"
+            "--out", type=local_path, required=True, metavar="DIR", help="The folder to write, which must not exist"
         )
         parser.add_argument(
             "--format",

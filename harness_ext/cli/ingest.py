@@ -15,6 +15,8 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from harness_ext.progress import progress_for
 from harness_ext.storage.remote import is_remote
 from leaderboard.commands import DEFAULT_DATABASE
+from leaderboard.readers.addresses import is_postgres
+from leaderboard.terminal.path_flags import database_path, local_path
 
 if TYPE_CHECKING:
     from leaderboard.ingest import IngestReport
@@ -32,7 +34,7 @@ def add_database_argument(parser: argparse.ArgumentParser, *, inner: bool = Fals
     """
     parser.add_argument(
         "--database",
-        type=Path,
+        type=database_path,
         default=argparse.SUPPRESS if inner else DEFAULT_DATABASE,
         metavar="<path>",
         help=f"The leaderboard's database (default: {DEFAULT_DATABASE}, wherever the results lie)",
@@ -120,7 +122,7 @@ examples:
 
 def _place(text: str) -> Path | str:
     """A path, or a URL as it is."""
-    return text if is_remote(text) else Path(text)
+    return text if is_remote(text) and not is_postgres(text) else local_path(text)
 
 
 def _brought(places: Sequence[Path | str], folder: Path, left_out: dict[str, str]) -> list[Path]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from harness_ext.cli.publish import add_schema_argument
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import DEFAULT_DATABASE
+from leaderboard.terminal.path_flags import database_or_postgres
 
 
 class Leaderboard(RecipesCommand):
@@ -27,7 +27,7 @@ examples:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--database",
-            type=_place,
+            type=database_or_postgres,
             default=DEFAULT_DATABASE,
             metavar="<path>",
             help=(
@@ -54,8 +54,3 @@ examples:
         from leaderboard.app.serve import serve_place
 
         serve_place(args.database, schema=args.schema, host=args.host, port=args.port, open_browser=args.open)
-
-
-def _place(text: str) -> Path | str:
-    """A path, or the address of a PostgreSQL as it is: a path would lose one of its slashes."""
-    return text if text.startswith(("postgres://", "postgresql://")) else Path(text)

@@ -19,6 +19,7 @@ from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.flag_values import in_plain_words
 from harness_ext.runs.run_config import HF_BACKENDS, resolve_demo
+from leaderboard.terminal.path_flags import local_path
 
 EXAMPLES = """
 recipes:
@@ -66,7 +67,7 @@ def add_recipes(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--manifest",
-        type=Path,
+        type=local_path,
         default=None,
         metavar="<file>",
         help=(

@@ -14,6 +14,7 @@ from harness_ext.cli.terminal import add_form_arguments, terminal_style
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from harness_ext.progress import duration
+from leaderboard.terminal.path_flags import local_path
 
 if TYPE_CHECKING:
     from harness_ext.sweeps.plan import Expectation, SweepPlan
@@ -52,7 +53,7 @@ class Sweep(RecipesCommand):
             ("retry", "Run failed cells again", _retry),
         ):
             action = actions.add_parser(name, help=text, description=f"{text}.")
-            action.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="The sweep file")
+            action.add_argument("sweep", type=local_path, metavar="SWEEP.yaml", help="The sweep file")
             action.set_defaults(func=function)
             if name == "retry":
                 action.add_argument(

@@ -25,17 +25,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, closest
 from harness_ext.storage.disk import disk_trouble, is_of_the_disk
 from harness_ext.storage.integrity import RECEIPT, damage
 from harness_ext.storage.paths import cache_folder
 from harness_ext.storage.rundir import FinishedRun, finished_runs, safe_name, writing
+from leaderboard.readers.addresses import is_postgres
 from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]*://")
+_HOST = re.compile(r"[^:@]*(?::\d*)?")  # with a port; anything else after a colon may be a password
 _SAFE = re.compile(r"[A-Za-z0-9_=+-][A-Za-z0-9._=+-]*")
 _LARGEST_RECEIPT = 64 << 20
 _MOST_FILES = 10_000
@@ -66,7 +68,8 @@ class RemoteResults:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _checked(url)
+        self.url = check_url(url)
+        check_backend(self.url)
         with _told(self.url):
             from fsspec.core import url_to_fs
 
@@ -192,20 +195,47 @@ class Untaken(Exception):
     """A remote folder that is not taken for a run; the message is a clause that says why."""
 
 
-def _checked(url: str) -> str:
-    if "::" in url or "?" in url or "#" in url:
-        raise UserError(f"{redacted(url)}: give a plain URL of a folder, without `::`, `?` and `#`")
+def check_url(url: str) -> str:
+    """The URL of a folder, as it is kept. Raises UserError for one that cannot be used, whatever lies there; the
+    message holds nothing that may be a secret.
+    """
     scheme, _, rest = url.partition("://")
-    if "@" in rest.partition("/")[0]:
+    if is_postgres(f"{scheme.lower()}://"):
         raise UserError(
-            f"{scheme}://***@{rest.partition('@')[2]} holds credentials, which would stand in receipts: leave them out"
+            f"{scheme}://*** is a PostgreSQL, which keeps no run folders: give a folder or a bucket, and"
+            " `lm_eval publish --to` writes the board to the PostgreSQL"
+        )
+    if not _HOST.fullmatch(rest.partition("/")[0]):
+        after = f"@{rest.rpartition('@')[2]}" if "@" in rest else ""
+        raise UserError(
+            f"{scheme}://***{after} holds credentials, which would stand in receipts: leave them out"
             " and give them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE,"
             " GOOGLE_APPLICATION_CREDENTIALS)"
         )
+    if "::" in url or "?" in url or "#" in url:
+        plain = redacted(re.split("[?#]", url)[0])
+        raise UserError(f"{plain}: give a plain URL of a folder, without `::`, `?` and `#`")
     if not rest.strip("/"):
         raise UserError(f"{url} names no place: give a bucket and a folder, {scheme}://BUCKET/results")
     # lm-eval takes a folder or a .json file, beside which the others lie.
     return (url.rpartition("/")[0] if url.endswith(".json") else url).rstrip("/")
+
+
+def check_backend(url: str) -> None:
+    """Raises UserError where nothing here can reach places of the URL's scheme: nothing is asked of the network."""
+    from fsspec.registry import available_protocols, get_filesystem_class
+
+    scheme = url.partition("://")[0]
+    if scheme not in available_protocols():
+        near = closest(scheme, _PACKAGES.keys() | _WITH_FOLDERS)
+        meant = f"; did you mean {near}?" if near else ""
+        raise UserError(
+            f"{url} cannot be used (no storage is known by the name {scheme}{meant}):"
+            " give a folder of this machine, s3://BUCKET/results, gs://BUCKET/results, or another scheme that fsspec"
+            " knows"
+        )
+    with _told(url):
+        get_filesystem_class(scheme)
 
 
 def _is_here(place: Path, receipt_size: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness_ext.sweeps.swept_models import model_mistakes_here, models_in
+from harness_ext.sweeps.told_secrets import place_mistakes_here
 from harness_ext.sweeps.visible_gpus import visible_gpus
 
 
@@ -19,6 +20,7 @@ def mistakes_here(data: Mapping[str, Any], engine: str) -> Iterator[str]:
     if engine != "ray":
         yield from model_mistakes_here(data)
     yield from _of_tasks(data)
+    yield from place_mistakes_here(data)
     if engine == "local":
         yield from _of_gpus(data)
     cells = data.get("cells", {})

@@ -17,7 +17,6 @@ from harness_ext.lm_eval_adapter.flag_values import check_device, check_limit
 from harness_ext.lm_eval_adapter.subcommand import add_run_arguments
 from harness_ext.runs.trackers import unknown_trackers
 from leaderboard.readers.plain_yaml import shown
-from leaderboard.readers.secrets import is_secret
 
 _ELSEWHERE = {
     "model": "models.N.model",
@@ -65,8 +64,6 @@ def flag_mistakes(run: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: is given by `{_ELSEWHERE[name]}`"
         elif name not in _known():
             yield f"{shown(str(name))}: no flag of `lm_eval run` that a cell can have; {nearest(str(name), _known())}"
-        elif is_secret(str(name)):
-            yield f"{name}: is a secret, which would stand in the files of the sweep: leave it out"
         elif name == "trackers" and (mistakes := unknown_trackers(words({name: value})[1:])):
             yield from (f"{name}: {mistake}" for mistake in mistakes)
         else:

@@ -19,9 +19,11 @@ from harness_ext.sweeps.engines.slurm_options import slurm_mistakes
 from harness_ext.sweeps.recipe_lists import multiplied, readable, recipe_mistakes
 from harness_ext.sweeps.run_flags import flag_mistakes
 from harness_ext.sweeps.swept_models import model_mistakes, models_in
+from harness_ext.sweeps.told_secrets import secret_mistakes
 from leaderboard.errors import Unreadable
 from leaderboard.readers.finding_words import ANY, trouble
 from leaderboard.readers.plain_yaml import listed, load_yaml, shown
+from leaderboard.readers.secrets import redacted, secret_values
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TIME = re.compile(r"(\d{1,6})(s|m|h|d)")
@@ -163,7 +165,8 @@ def sweep_from(data: Any, origin: str, *checks: Check) -> SweepFile:
     for check in checks:
         mistakes += check(data)
     if mistakes or sweep is None:
-        raise UserError(f"sweep {origin} cannot be used:{listed(mistakes, most=len(mistakes))}")
+        told = redacted(listed(mistakes, most=len(mistakes)), secret_values(data))  # what was found is repeated
+        raise UserError(f"sweep {origin} cannot be used:{told}")
     return sweep
 
 
@@ -182,6 +185,7 @@ def _of_values(data: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(slurm := data.get("slurm"), Mapping):
         yield from slurm_mistakes(slurm)
     yield from model_mistakes(data)
+    yield from secret_mistakes(data)
     yield from _of_pairs(data)
 
 

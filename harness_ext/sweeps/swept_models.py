@@ -17,7 +17,6 @@ from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.admission import argument_mistakes, file_mistakes, refuse_backend
 from harness_ext.lm_eval_adapter.engines import ENGINES, check_installed, editing_arguments, engine_mistakes, number_of
 from harness_ext.runs.run_config import DEMO, RECIPE_BACKENDS
-from leaderboard.readers.secrets import is_secret
 
 _OWN = ("pretrained", "dtype", "revision")
 """Arguments that stand beside model_args."""
@@ -123,12 +122,7 @@ def _of_sizes(place: str, model: Mapping[str, Any]) -> Iterator[str]:
 def _of_places(place: str, model: Mapping[str, Any]) -> Iterator[str]:
     arguments = model.get("model_args")
     for key in arguments if isinstance(arguments, Mapping) else ():
-        if is_secret(str(key)):
-            yield (
-                f"{place}.model_args.{key}: is a secret, which would stand in the files of the sweep: leave it out, and"
-                " set HF_TOKEN in the environment of `lm_eval sweep`"
-            )
-        elif key in _OWN:
+        if key in _OWN:
             yield f"{place}.model_args.{key}: belongs beside model_args: {place}.{key}"
 
 

@@ -120,9 +120,7 @@ class _Run:
         self._folder = folder
         self._holder = holder
         self._asked = asked
-        # PWD is the shell's word for the folder, not a password
-        environment = {name: value for name, value in os.environ.items() if name != "PWD"}
-        self._log = BoundedLog(folder / OUTPUT, secret_values(environment))
+        self._log = BoundedLog(folder / OUTPUT, secret_values(dict(os.environ)))
         self._stopped = threading.Event()
         self._beats = 0
         self._begun = time.monotonic()

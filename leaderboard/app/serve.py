@@ -36,11 +36,12 @@ def serve_place(
     """`serve` a database file, or a copy of the board that was published at postgres://... (in `schema`, if that is not
     ours), which is kept fresh. Raises what `serve` raises, and PostgresError.
     """
-    from leaderboard.postgres.address import DEFAULT_SCHEMA, PostgresAddress, is_address
+    from leaderboard.postgres.address import DEFAULT_SCHEMA, PostgresAddress
     from leaderboard.postgres.local_copy import local_copy
+    from leaderboard.readers.addresses import is_postgres, local_database
 
-    if not is_address(str(place)):
-        serve(Path(place), host=host, port=port, open_browser=open_browser)
+    if not is_postgres(str(place)):
+        serve(local_database(place), host=host, port=port, open_browser=open_browser)
         return
     address = PostgresAddress(str(place), schema or DEFAULT_SCHEMA)
     with local_copy(address) as copy:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from leaderboard.commands import DEFAULT_DATABASE, RUN_HELP
 from leaderboard.errors import LeaderboardError
+from leaderboard.terminal.path_flags import database_path, local_path
 
 DESCRIPTION = (
     "May this run replace the last one? Compares it, task by task, with the unedited model and with the last blessed"
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the command."""
     parser.add_argument(
         "--policy",
-        type=Path,
+        type=local_path,
         required=True,
         metavar="FILE",
         help="The policy, a YAML file: tasks, margins, floors, suites, overall",
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--database",
-        type=Path,
+        type=database_path,
         default=DEFAULT_DATABASE,
         metavar="<path>",
         help=f"The leaderboard's database, if there is one (default: {DEFAULT_DATABASE})",
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="Print the report as JSON")
     form.add_argument("--markdown", action="store_true", help="Print the report as Markdown, for a pull request")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="Write a JUnit XML file as well")
+    parser.add_argument("--junit", type=local_path, metavar="FILE", help="Write a JUnit XML file as well")
 
 
 def execute(args: argparse.Namespace, *, width: int, color: bool) -> int:

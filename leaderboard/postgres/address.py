@@ -14,23 +14,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from leaderboard.errors import LeaderboardError
+from leaderboard.readers.addresses import POSTGRES_FORM, is_postgres
 from leaderboard.readers.secrets import redacted
 
 if TYPE_CHECKING:
     import psycopg
 
-SCHEMES = ("postgres://", "postgresql://")
 DEFAULT_SCHEMA = "lm_eval"
 _CONNECT_SECONDS = 15
 
 
 class PostgresError(LeaderboardError):
     """The PostgreSQL cannot be reached or used; the message names no password."""
-
-
-def is_address(text: str) -> bool:
-    """Whether the text is an address of a PostgreSQL rather than a path."""
-    return text.startswith(SCHEMES)
 
 
 @dataclass(frozen=True)
@@ -42,8 +37,8 @@ class PostgresAddress:
 
     def __post_init__(self) -> None:
         """Raises PostgresError for what is no address, or a schema that is no plain name."""
-        if not is_address(self.url):
-            raise PostgresError("the address must be like postgres://USER@HOST:5432/DATABASE")
+        if not is_postgres(self.url) or self.url.endswith("://"):
+            raise PostgresError(f"the address must be like {POSTGRES_FORM}")
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", self.schema) or self.schema.startswith("pg_"):
             raise PostgresError(
                 f"schema {self.schema!r} is no plain name: use small letters, digits and _, and no pg_ at the start"
@@ -92,5 +87,7 @@ def connected(address: PostgresAddress, *, read_only: bool) -> Iterator[psycopg.
             yield connection
     except psycopg.Error as error:
         what = " ".join(address.printable(error).split()) or type(error).__name__
+        if "password" in what:
+            what += " (libpq takes the password from PGPASSWORD or from ~/.pgpass)"
         # Neither the cause nor its traceback may be shown: libpq repeats what it could not read.
         raise PostgresError(f"{address} cannot be used: {what}") from None

@@ -6,6 +6,8 @@ Notable choices:
 - A text holds one where it is written as a setting (`token=...`, `"api_key": "..."`), stands in a URL before the host,
   or has the form in which a known service writes its keys. There it becomes `***`.
 - Special tokens of models (`eos_token`, `pad_token`, `max_new_tokens`, ...) are no secrets.
+- An environment variable is one by the same words, with or without `_` before them (`PGPASSWORD`), and by any `TOKEN`
+  that is none of a model's. Whatever is missing here is shown: rather a name too many than one too few.
 """
 
 from __future__ import annotations
@@ -14,16 +16,30 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
+from urllib.parse import unquote
 
 HIDDEN = "***"
 """What stands in a text where a secret was."""
 _SHORTEST = 6  # of values that are looked for in texts: a shorter one may be a word
-_NAMES = re.compile(
-    r"(?:.*_)?(?:password|passwd|pwd|passphrase|secret|secrets|credentials?|api_?keys?|auth|authorization|bearer|cookie"
-    r"|(?:secret|access|private|account|subscription|encryption|signing)_key(?:_id)?)"
-    r"|tokens?|(?:.*_)?(?:hf|hub|hugging_?face|auth|access|api|bearer|refresh|session|git|github|gitlab|wandb|trackio"
-    r"|openai|anthropic|azure|aws|security|secret|id|login|user|client|service|bot|personal|read|write)_tokens?"
+_KEYS = "secret|access|private|account|subscription|encryption|signing|storage|shared|master|service|ssh"
+_TOKENS = (
+    "hf|hub|hugging_?face|auth|oauth|access|api|bearer|refresh|session|git|github|gitlab|wandb|trackio|mlflow|tracking"
+    "|openai|anthropic|azure|aws|databricks|security|secret|sas|id|login|user|client|service|bot|personal|private"
+    "|account|storage|deploy|registry|job|app|admin|vault|slack|read|write"
 )
+_NAMES = re.compile(
+    r".*(?:password|passwd|passphrase|pwd|secret|api_?keys?)"
+    r"|(?:.*_)?(?:secrets|credentials?|auth|authorization|bearer|cookie|pat|sas)"
+    rf"|(?:.*_)?(?:{_KEYS})_?key(?:_?id)?|tokens?|(?:.*_)?(?:{_TOKENS})_?tokens?"
+)
+_VARIABLES = re.compile(r"(?=[A-Z])(?:[A-Z0-9_]*TOKEN|(?:[A-Z0-9_]*_|SSH|DB)PASS)(?:_?\d)?")
+"""Names of environment variables, which are many: only there is any token a secret that is no model's special one."""
+_OF_MODELS = re.compile(
+    r".*(?:BOS|EOS|PAD|UNK|SEP|CLS|MASK|EOT|EOM|SOT|IMAGE|AUDIO|VIDEO|VISION|THINK|PREFIX|SUFFIX|START|END|STOP|SPECIAL"
+    r"|FIRST|LAST|NEXT|NEW|MAX|MIN|PER|TOP|PROMPT|IMPLICIT)_?TOKEN(?:_?\d)?"
+)
+_OF_THE_SHELL = frozenset({"PWD", "OLDPWD"})
+"""The folder it is in, and the one before."""
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{20,}|api_org_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}"
@@ -31,7 +47,11 @@ _SHAPES = re.compile(
     r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
     r"|(?<=\bBearer )[^\s'\",}]{6,}|(?<=\bBasic )[A-Za-z0-9+/=]{8,}"
 )
-_IN_URL = re.compile(r"(?<=://)[^\s/@'\"]{0,200}:[^\s/'\"]{0,200}(?=@)|(?<=://)[^\s/@:'\"]{20,200}(?=@)")
+_IN_URL = re.compile(
+    r"(?<=://)[^\s/@'\"]{0,200}:[^\s/'\"]{0,200}(?=@)|(?<=://)[^\s/@:'\"]{20,200}(?=@)"
+    # a password with a slash, but no port and path
+    r"|(?<=://)[^\s/@:'\"[]{0,200}:(?!\d{0,5}/)(?:[^\s'\":]|:(?!//)){0,200}(?=@)"
+)
 _NAME = re.compile(r"""(?<![A-Za-z0-9_])([A-Za-z][\w-]{0,60})(?:\s?=|\\?["']\s?:\s?|:\s(?=Bearer|Basic))""")
 # Bounded, since a text may be anybody's: nothing here takes more than a moment.
 _VALUE = re.compile(
@@ -43,7 +63,12 @@ _PLAIN_WORDS = frozenset({"true", "false", "none", "null", HIDDEN})
 
 def is_secret(name: object) -> bool:
     """Whether a setting of this name holds a secret."""
-    plain = _HUMP.sub("_", str(name)).lower().replace("-", "_").strip("_")
+    text = str(name)
+    if text in _OF_THE_SHELL:
+        return False
+    if _VARIABLES.fullmatch(text) and not _OF_MODELS.fullmatch(text):
+        return True
+    plain = _HUMP.sub("_", text).lower().replace("-", "_").strip("_")
     return _NAMES.fullmatch(plain) is not None
 
 
@@ -83,8 +108,8 @@ def _holds_secret(name: object, value: Any) -> bool:
 
 
 def secret_values(value: Any) -> set[str]:
-    """The secrets that are given by name somewhere in nested mappings and lists, as far as they are long enough to be
-    told from other text.
+    """The secrets that are given by name, or in a URL, somewhere in nested mappings and lists, as far as they are long
+    enough to be told from other text.
     """
     found: set[str] = set()
     if isinstance(value, Mapping):
@@ -93,8 +118,31 @@ def secret_values(value: Any) -> set[str]:
     elif isinstance(value, (list, tuple)):
         found = found.union(*map(secret_values, value))
     elif isinstance(value, str):
-        found = {value[start:end].removeprefix("Bearer ") for start, end in _spans(value)}
+        found = {value[start:end].removeprefix("Bearer ") for start, end in _spans(value)} | _in_urls(value)
     return {text for text in found if len(text) >= _SHORTEST}
+
+
+def secret_places(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The keys that lead to each secret somewhere in nested mappings and lists."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if _holds_secret(key, item):
+                yield (*place, str(key))
+            else:
+                yield from secret_places(item, (*place, str(key)))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from secret_places(item, (*place, str(number)))
+    elif isinstance(value, str) and redacted(value) != value:
+        yield place
+
+
+def _in_urls(text: str) -> set[str]:
+    """The passwords in URLs, as they are written there and as they are meant."""
+    if "://" not in text:
+        return set()
+    found = {match[0].partition(":")[2] or match[0] for match in _IN_URL.finditer(text)}
+    return found | {unquote(password) for password in found}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from leaderboard.commands import DEFAULT_DATABASE, RUN_HELP
 from leaderboard.errors import LeaderboardError
+from leaderboard.terminal.path_flags import database_path, local_path
 
 DESCRIPTION = (
     "Write the board of a model, or a comparison of runs, as one file that needs no server and no network: a table that"
@@ -28,13 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ),
     )
     parser.add_argument(
-        "--out", type=Path, metavar="<file>", help="Where to write (default: report.html; for --markdown the terminal)"
+        "--out",
+        type=local_path,
+        metavar="<file>",
+        help="Where to write (default: report.html; for --markdown the terminal)",
     )
     parser.add_argument("--markdown", action="store_true", help="Markdown instead, for a pull request or a model card")
     parser.add_argument("--open", action="store_true", help="Open the file in a browser")
     parser.add_argument(
         "--database",
-        type=Path,
+        type=database_path,
         default=DEFAULT_DATABASE,
         metavar="<path>",
         help=f"The leaderboard's database (default: {DEFAULT_DATABASE})",

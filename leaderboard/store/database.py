@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from leaderboard.commands import ingest_command, run_arguments
 from leaderboard.errors import Busy, ForeignDatabase, Interrupted, MissingDatabase, OlderDatabase, Unwritable
+from leaderboard.readers.addresses import local_database
 from leaderboard.store import decisions, migrations, trouble
 from leaderboard.store.lock import RETRY_SECONDS, SAID_AFTER_SECONDS, check_writable, file_lock
 from leaderboard.store.places import RunPlaces
@@ -127,7 +128,7 @@ def open_store(database: Path | None, read_only: bool = True, timeout_s: float =
         with _closing(memory_store()) as store:
             yield store
         return
-    database = Path(database)
+    database = local_database(database)
     deadline = time.monotonic() + timeout_s
     if read_only:
         with trouble.told(database, reading=True), _closing(_open_for_reading(database, deadline)) as store:

@@ -13,7 +13,7 @@ import pytest
 
 from harness_ext.errors import UserError
 from harness_ext.storage.integrity import listed_files
-from harness_ext.storage.remote import Pulled, RemoteResults, is_remote
+from harness_ext.storage.remote import Pulled, RemoteResults, check_url, is_remote
 
 SAMPLES = b'{"doc_id": 0}\n'
 
@@ -153,12 +153,25 @@ def test_no_room(remote: RemoteResults, tmp_path: Path, monkeypatch: pytest.Monk
         ("simplecache::memory://x", "give a plain URL of a folder"),
         ("memory://x?token=secret-word", "give a plain URL of a folder"),
         ("nosuch://x/y", r"nosuch://x/y cannot be used \(.*nosuch.*\)"),
+        (
+            "s4://x/y",
+            r"\(no storage is known by the name s4; did you mean s3\?\): give a folder of this machine, s3://",
+        ),
+        ("s3://key:sec/ret@secret-word@bucket/x", r"s3://\*\*\*@bucket/x holds credentials"),
+        ("s3://key:secret-word", r"s3://\*\*\* holds credentials"),
+        ("s3://bucket/x?signature=secret-word", "s3://bucket/x: give a plain URL of a folder"),
+        ("postgres://me:secret-word@host/db", "is a PostgreSQL, which keeps no run folders: .*`lm_eval publish --to`"),
     ],
 )
 def test_urls_that_cannot_be_used(url: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         RemoteResults(url)
     assert "secret-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["memory://x", "file:///C:/x", "memory://host:22/x"])
+def test_a_port_is_no_password(url: str) -> None:
+    assert check_url(url) == url
 
 
 def test_a_backend_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,6 +187,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_which_places_are_remote() -> None:
+    assert is_remote("simplecache::s3://key:word@b")
     assert is_remote("s3://b") and is_remote("gs://b/c") and is_remote("file:///x")
     assert not any(map(is_remote, ["results", "/a/b", "C:\\x", "a:b", None, Path("s3://b")]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from harness_ext.lm_eval_adapter.subcommand import add_run_arguments
 from harness_ext.sweeps.recipe_lists import multiplied
 from harness_ext.sweeps.run_flags import words
 from harness_ext.sweeps.sweep_file import read_sweep, sweep_from
+from harness_ext.sweeps.told_secrets import place_mistakes_here
 
 PLAIN: dict[str, Any] = {
     "name": "low-rank",
@@ -125,6 +127,43 @@ def test_what_only_the_whole_file_shows(changes: dict[str, Any], told: str) -> N
 )
 def test_types_are_told_in_words_of_the_file(changes: dict[str, Any], told: str) -> None:
     assert any(told in line for line in mistakes(**changes)), mistakes(**changes)
+
+
+def test_every_secret_is_told_by_its_key_with_the_other_mistakes() -> None:
+    hidden = "invented-secret"
+    told = mistakes(
+        output_path=f"s3://key:{hidden}/x@bucket/x",
+        tasks=[],
+        models=[{"pretrained": "demo", "model_args": {"hub_options": {"token": hidden}, "api_key": hidden}}],
+        recipes=[f"laser:password={hidden}"],
+        controls=[f"token={hidden}"],
+        run={
+            "hf_hub_log_args": f"hub_results_org=me,token={hidden}",
+            "wandb_args": {"project": "x", "api_key": hidden},
+            "metadata": {"hf_token": hidden, "pad_token": "x", "list": [{"auth": hidden}]},
+            "gen_kwargs": f"base_url=https://me:{hidden}@host",
+            "num_fewshot": f"token={hidden}",
+            "limit": 0.5,
+        },
+        slurm={"account": f"token={hidden}"},
+    )
+    for place in (
+        *("output_path", "models.0.model_args.hub_options.token", "models.0.model_args.api_key", "recipes.0"),
+        *("controls.0", "run.hf_hub_log_args", "run.wandb_args.api_key", "run.metadata.hf_token", "slurm.account"),
+        *("run.metadata.list.0.auth", "run.gen_kwargs", "run.num_fewshot"),
+    ):
+        lines = [line for line in told if line.startswith(f"{place}: ") and "holds" in line]
+        assert len(lines) == 1 and "in the environment" in lines[0], (place, told)
+    assert any(line.startswith("tasks: ") for line in told)
+    assert "WANDB_API_KEY" in next(line for line in told if line.startswith("run.wandb_args"))
+    assert hidden not in "".join(told) and "pad_token" not in "".join(told)
+
+
+def test_a_place_that_this_machine_cannot_reach_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    (told,) = place_mistakes_here({**PLAIN, "output_path": "gs://b/x"})
+    assert told == "output_path: gs://b/x needs a package that is not installed: pip install 'gcsfs'"
+    assert list(place_mistakes_here(PLAIN)) == list(place_mistakes_here({"output_path": "memory://x"})) == []
 
 
 def test_a_model_may_do_without_a_gpu() -> None:

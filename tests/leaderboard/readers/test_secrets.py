@@ -13,7 +13,7 @@ from leaderboard.ingest import ingest
 from leaderboard.readers.discovery import Candidate, find_runs
 from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Run
-from leaderboard.readers.secrets import is_secret, redacted, redacted_command, without_secrets
+from leaderboard.readers.secrets import is_secret, redacted, redacted_command, secret_values, without_secrets
 from leaderboard.store.database import open_store
 
 TOKEN = "hf_inventedINVENTEDinventedINVENTED00"
@@ -40,6 +40,25 @@ TOKEN = "hf_inventedINVENTEDinventedINVENTED00"
         "access_token",
         "aws_secret_access_key",
         "credentials",
+        "PGPASSWORD",
+        "MYSQL_PWD",
+        "dbPassword",
+        "SSHPASS",
+        "SMTP_PASS",
+        "MLFLOW_TRACKING_TOKEN",
+        "MLFLOW_TRACKING_PASSWORD",
+        "AZURE_STORAGE_KEY",
+        "AZURE_STORAGE_SAS_TOKEN",
+        "AccountKey",
+        "sharedAccessKey",
+        "GITHUB_PAT",
+        "GITHUBTOKEN",
+        "VENDOR_NOBODY_KNOWS_TOKEN",
+        "REPLICATE_API_TOKEN",
+        "storage_sas",
+        "OPENAIAPIKEY",
+        "clientsecret",
+        "DEPLOY_TOKEN_2",
     ],
 )
 def test_names_of_secrets(name: str) -> None:
@@ -63,6 +82,32 @@ def test_names_of_secrets(name: str) -> None:
         "author",
         "keys",
         "tokens_per_second",
+        "PATH",
+        "PWD",
+        "OLDPWD",
+        "PGPASSFILE",
+        "MONKEY",
+        "KEYBOARD",
+        "TOKENIZERS_PARALLELISM",
+        "MAX_TOKENS",
+        "EOS_TOKEN",
+        "PADTOKEN",
+        "max_tokens",
+        "image_token",
+        "think_end_token",
+        "flops_per_token",
+        "generate_next_token",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "SSH_AUTH_SOCK",
+        "XAUTHORITY",
+        "cache_key",
+        "sort_keys",
+        "bypass",
+        "forward_pass",
+        "pattern",
+        "patch",
+        "compat",
+        "password_file",
     ],
 )
 def test_names_of_what_is_none(name: str) -> None:
@@ -164,3 +209,25 @@ def test_arguments_as_text(made, kit) -> None:
     without = _read(_with_model_args(file, {}, "pretrained=org/model,dtype=float32").parent)
     given = _read(_with_model_args(file, {}, f"pretrained=org/model,token={TOKEN},dtype=float32").parent)
     assert given.run_id == without.run_id and TOKEN not in repr(given)
+
+
+def test_a_password_in_a_url_is_known_from_then_on() -> None:
+    held = ["postgres://team:inv%40nted9@host/board", "s3://key:sl/ashed-word@bucket/x", "http://host:8000/a@b"]
+    known = secret_values(held)
+    assert known == {"inv%40nted9", "inv@nted9", "sl/ashed-word"}
+    assert redacted("postgres:/team:inv@nted9@host is none", known) == "postgres:/team:***@host is none"
+    assert [redacted(url) for url in held] == ["postgres://***@host/board", "s3://***@bucket/x", "http://host:8000/a@b"]
+
+
+def test_the_secrets_of_an_environment() -> None:
+    held = ["PGPASSWORD", "MLFLOW_TRACKING_TOKEN", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN", "GITHUB_PAT"]
+    plain = {
+        "MONKEY": "a-monkey",
+        "PWD": "/my/folder",
+        "PATH": "/usr/bin",
+        "EOS_TOKEN": "<|endoftext|>",
+        "NO_PASS": "1",
+    }
+    secret = {name: f"unseen-{name.lower()}" for name in held}
+    address = {"MLFLOW_TRACKING_URI": "https://team:unseen-word@host/x"}
+    assert secret_values({**plain, **secret, **address}) == {*secret.values(), "unseen-word"}
