@@ -132,6 +132,9 @@ def test_a_password_is_told_to_nobody(
     )
     assert good.returncode == 0 and "postgres://***@127.0.0.1" in good.stdout, good.stderr
     assert wrong.returncode == 2 and "password authentication failed" in wrong.stderr
+    none = cli("publish", "--database", database, "--to", address)
+    assert none.returncode == 2
+    assert all("libpq takes the password from PGPASSWORD or from ~/.pgpass" in ran.stderr for ran in (wrong, none))
     assert garbled.returncode == 2
     for ran in (good, wrong, garbled):
         assert "cret" not in ran.stdout + ran.stderr and "Traceback" not in ran.stderr
@@ -156,8 +159,9 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def test_addresses_that_are_none() -> None:
-    with pytest.raises(PostgresError, match="must be like postgres://"):
-        PostgresAddress("mysql://host/db")
+    for url in ("mysql://host/db", "postgres://"):
+        with pytest.raises(PostgresError, match="must be like postgres://"):
+            PostgresAddress(url)
     for schema in ("pg_own", 'a"b', "Upper", ""):
         with pytest.raises(PostgresError, match="no plain name"):
             PostgresAddress("postgres://host/db", schema)
