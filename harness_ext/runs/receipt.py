@@ -119,6 +119,8 @@ def close(receipt: Receipt, applied: AppliedRecipe | None, seconds: Mapping[str,
         "weights": receipt.weights.to_json(),
         "dtype": receipt.model.dtype,
     }
+    if receipt.recipe.control_of is not None:  # one edit may be the control of several recipes
+        identity["control of"] = receipt.recipe.control_of
     receipt.variant_id = digest(identity)
     receipt.matrices = list(applied.records) if applied else []
     receipt.calibration = [_calibration(step, drawn) for step, drawn in applied.calibration] if applied else []

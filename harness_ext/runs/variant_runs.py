@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness_ext.recipe.recipe import Recipe
 from harness_ext.runs import ran_on
+from harness_ext.runs.lent_scores import is_of, lent
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.remote_copy import RemoteCopy
 from harness_ext.runs.spec import RunSpec
@@ -38,18 +39,21 @@ class VariantRuns:
         self._remote.bring(*asked)
         elsewhere: dict[Path, str] = {}
         damaged = {} if not place.exists() else {place: f"{rundir.RECEIPT} is missing or cannot be read"}
+        of_another: FinishedRun | None = None
         for run in rundir.finished_runs(self._folder):
             damaged.pop(run.path, None)
             if run.receipt.get("spec_id") not in asked or run.failed:
                 continue
             damage, where = run.damage, self._here.is_not_of(run.receipt)
-            if damage is None and where is None:
+            if damage is None and where is None and is_of(run, recipe):
                 self._tell_kept(recipe, run)
                 return run
             if damage is not None:
                 damaged[run.path] = damage
             elif where is not None:
                 elsewhere[run.path] = where
+            else:
+                of_another = run
         for path, damage in damaged.items():
             self._report.warn(f"{recipe.label}: the run in {path} is damaged ({damage}) and is made anew")
         for path, where in elsewhere.items():
@@ -57,9 +61,20 @@ class VariantRuns:
                 f"{recipe.label}: the run in {path} was made on {where}, whose rounding may differ from that of"
                 f" {ran_on.in_words(self._here.place)}: it stays, and this is scored here as well"
             )
+        if of_another is not None and (mine := self._lent(recipe, of_another)) is not None:
+            return mine
         if place in elsewhere:
             self._aside.add(recipe.recipe_id)
         return None
+
+    def _lent(self, recipe: Recipe, run: FinishedRun) -> FinishedRun | None:
+        """The scores of the same control of another recipe, as this one's; None where there is no room for them."""
+        try:
+            mine = lent(run, recipe)
+        except OSError:
+            return None
+        self._report.line(f"{recipe.label}: the edit is that of {run.path}, whose scores are taken over")
+        return mine
 
     def _tell_kept(self, recipe: Recipe, run: FinishedRun) -> None:
         where = self._here.of_another_kind(run.receipt)

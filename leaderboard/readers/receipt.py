@@ -294,6 +294,13 @@ class ReceiptSpeed(ReceiptPart):
     length: float
 
 
+class ReceiptScoredAs(ReceiptPart):
+    """The control of another recipe whose edit, and so whose scores, these are. run: the name of its folder."""
+
+    label: str
+    run: str
+
+
 class ReceiptFile(ReceiptPart):
     """A file of the run's folder, as it was written. bytes: its size; sha256: of its contents, in hex."""
 
@@ -311,7 +318,8 @@ class Receipt(ReceiptPart):
     epoch, and of removals on trial, one a trial. searches: one record a search, with every trial. calibration_loss: of
     the documents of each step, before and after it. seeds: python, numpy, torch, fewshot.
     settings: of the evaluation; tasks: the settings of each task by name; versions: of each package by name.
-    files: the other files of the folder. ran_on: absent in receipts of before.
+    files: the other files of the folder. ran_on: absent in receipts of before. scored_as: of a control whose edit was
+    scored as that of another recipe, which one; absent of all others.
     """
 
     model_config = ConfigDict(frozen=False, validate_assignment=True)
@@ -345,6 +353,7 @@ class Receipt(ReceiptPart):
     finished: str | None = None
     seconds: dict[str, Plain] = Field(default_factory=dict)
     files: Unread[list[ReceiptFile]] = Field(default_factory=list)
+    scored_as: Unread[ReceiptScoredAs | None] = None
 
 
 def read_receipt(path: Path) -> tuple[Receipt, dict[str, Any]]:

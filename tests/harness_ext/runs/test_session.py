@@ -69,6 +69,37 @@ def test_documents_of_the_scored_split_that_a_recipe_learns_from_are_out_of_ever
     assert demo_run(*arguments, tasks="int_mult,int_sum", limit=40).err.count("kept from") == 3
 
 
+@pytest.mark.slow
+def test_recipes_that_have_the_same_control_have_it_each_and_it_is_scored_once(demo_run, tmp_path: Path) -> None:
+    cut = "keep.param_fraction=0.6"
+    recipes = (f"svd:{cut}", f"svd-llm:{cut},calibration.samples=20")
+    words = (*(word for recipe in recipes for word in ("--recipe", recipe)), "--control", "random-subspace")
+    ran = demo_run(*words, limit=40)
+    assert ran.code == 0, ran.err
+    own, other = (f"{recipe}+random-subspace" for recipe in recipes)
+    assert f"{other}: the edit is that of " in ran.err
+    found = receipts(tmp_path)
+    assert [found[label]["recipe"]["control_of"] for label in (own, other)] == [
+        found[recipe]["recipe_id"] for recipe in recipes
+    ]
+    taken = found[other]
+    assert taken["scored_as"]["label"] == own and "scored_as" not in found[own]
+    assert taken["weights"] == found[own]["weights"] and taken["variant_id"] != found[own]["variant_id"]
+    assert samples(tmp_path, other, "int_mult") == samples(tmp_path, own, "int_mult")
+
+    import duckdb
+
+    with duckdb.connect(tmp_path / "results" / "leaderboard.duckdb", read_only=True) as store:
+        pairs = store.sql(
+            "select v.recipe_label, c.control from control_verdicts c join runs r using (run_id) join variants v using"
+            " (variant_id)"
+        ).fetchall()
+    assert sorted(pairs) == [(recipe, "random-subspace") for recipe in sorted(recipes)]
+
+    again = demo_run(*words, limit=40)
+    assert again.code == 0 and again.err.count("kept from") == 5, again.err
+
+
 def test_the_same_command_again_does_nothing_and_shows_the_same(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
