@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS
@@ -125,6 +126,14 @@ def picture(size: tuple[float, float], title: str, about: str, told: str, parts:
         f"<title>{text(title)}</title><desc>{text(told)}</desc>"
         f"{label(title, 0, 13, 'h')}{label(about, 0, 28, 'q')}{inner}</svg>"
     )
+
+
+def standalone(drawn: str) -> str:
+    """A picture for a file of its own, with what it needs of the report's style sheet."""
+    sheet = (Path(__file__).parent / "report.css").read_text(encoding="utf-8").partition("@media print")[0]
+    rules = [rule for rule in sheet.splitlines() if rule.startswith((":root", "@media (prefers-color-scheme", "svg"))]
+    style = "".join([*rules, "svg{background:var(--ground)}"])
+    return drawn.replace("><title>", f"><style>{style}</style><title>", 1)
 
 
 def wrapped(name: str, most: int) -> list[str]:

@@ -263,8 +263,14 @@ def render(rows: Sequence[Row]) -> str:
     text = (HERE / "about.md").read_text(encoding="utf-8")
     asked = list(recipes())
     done = sum(len(next(iter(row.scores.values()))) for row in rows[1:] if not row.control)
+    first_alone = all(len(scores) == 1 for row in rows for scores in row.scores.values())
     return text.format(
-        summary=summary(rows), table=table(rows), done=done, asked=len(asked), seeds=", ".join(map(str, SEEDS))
+        summary=summary(rows),
+        table=table(rows),
+        done=f"{done}, of the first seed alone," if first_alone else done,
+        tasks=", ".join(f"`{name}`" for name in rows[0].scores),
+        asked=len(asked),
+        seeds=", ".join(map(str, SEEDS)),
     )
 
 
@@ -272,6 +278,7 @@ def pictures(runs: Path) -> None:
     """The two plots of the board's report, of the first seed alone."""
     from leaderboard.report.contents import read_report
     from leaderboard.report.plots import interval_plot, size_plot
+    from leaderboard.report.svg import standalone
 
     report = read_report([], runs / "leaderboard.duckdb")
     cells = tuple(cell for cell in report.cells if "calibration.seed=" not in cell.name)
@@ -279,7 +286,7 @@ def pictures(runs: Path) -> None:
     task = report.standings.tasks[-1]
     drawn = {"improvement": interval_plot(first, task), "size": size_plot(first, task)}
     for name, picture in drawn.items():
-        (HERE / f"{name}.svg").write_text(picture, encoding="utf-8")
+        (HERE / f"{name}.svg").write_text(standalone(picture), encoding="utf-8")
 
 
 def main() -> None:

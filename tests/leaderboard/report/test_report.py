@@ -19,6 +19,8 @@ from leaderboard.ingest import ingest
 from leaderboard.report.contents import Report, read_report
 from leaderboard.report.html import as_html
 from leaderboard.report.markdown import as_markdown_report
+from leaderboard.report.plots import interval_plot, size_plot
+from leaderboard.report.svg import standalone
 
 HOSTILE = "x\"'><script>alert(1)</script> javascript:alert(2) \u202eevil\u202c | `@all` [l](http://example.org)"
 VOID = {"meta", "input", "wbr", "link", "br", "img"}
@@ -174,6 +176,18 @@ def test_without_a_database_runs_are_read_from_their_folders(made: Any, database
     assert read_report(folders, database).title == "1 run against baseline"
     with pytest.raises(LeaderboardError, match=r"leaderboard\.duckdb"):
         read_report([], database)
+
+
+def test_a_picture_in_a_file_of_its_own_has_its_colours(database: Path) -> None:
+    report = read_report([], database)
+    drawings = [drawn for plot in (interval_plot, size_plot) if "<svg" in (drawn := plot(report, "int_mult"))]
+    assert drawings
+    for drawn in drawings:
+        picture = standalone(drawn)
+        classes = {name for listed in re.findall(r'class="([^"]+)"', drawn) for name in listed.split()} - {"undecided"}
+        (style,) = re.findall(r"<style>(.*)</style>", picture)
+        assert classes and all(f".{name}" in style for name in classes) and picture.count("<svg") == 1
+        assert all(f"{name}:" in style for name in re.findall(r"var\((--[a-z-]+)\)", style))
 
 
 @pytest.mark.parametrize("names", [["nothing"], ["laser", "laser"], ["laser", "wanda"]])
