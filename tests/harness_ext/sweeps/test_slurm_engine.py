@@ -188,6 +188,9 @@ def test_cancelling(cluster: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     slurm.cancel(["a", "unknown"])
     drain(slurm)
+    while read_record(tmp_path / "a" / ENDED) is None:  # the worker outlives the job for a moment
+        assert time.monotonic() < end + 30
+        time.sleep(0.02)
     assert ended(tmp_path / "a")["reason"] == "machine"
 
 
