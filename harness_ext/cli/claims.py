@@ -114,7 +114,6 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--control",
         nargs="+",
-        default=["random-subspace"],
         metavar="<name>",
         help="Controls (default: random-subspace)",
     )
@@ -137,7 +136,7 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     stands for it.
     """
     from harness_ext.errors import UserError
-    from leaderboard.board.claims import recipe_for
+    from leaderboard.board.claims import of_unedited, recipe_for
 
     recipe = recipe_for(entry)
     given = dict(args.model_args or {})
@@ -154,7 +153,7 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
         "model_args": {"pretrained": model, **given},
         "tasks": [entry.task],
         "recipes": [_at_the_same_depth(recipe, entry, str(given.get("pretrained", model))) if args.smaller else recipe],
-        "controls": args.control,
+        "controls": args.control or ([] if of_unedited(entry) else ["random-subspace"]),
         **smaller,
         **{name: value for name in named if (value := getattr(args, name)) is not None},
     }
@@ -256,16 +255,20 @@ def _row(entry: Reported, states: dict[Reported, str]) -> dict[str, Any]:
 
 
 def _listing(entries: Iterable[Reported], headlines: Iterable[Headline], states: dict[Reported, str]) -> Iterator[str]:
-    """The claims by paper, a line each: what it is called, its pairs, and what was measured of it."""
+    """The claims by paper, a line each: what it is called, its pairs, and what was measured of it. How sure a reading
+    is and the setting stand above the rows that have them in common.
+    """
     from leaderboard.board.reported import SURE
 
     for paper, of_paper in groupby(entries, lambda entry: (entry.paper, entry.source)):
         yield f"{paper[0]} ({paper[1]})"
-        for _, of_row in groupby(of_paper, lambda entry: entry.identity):
-            rows = list(of_row)
-            pairs = "  ".join(f"{row.metric} {row.before:.4g} -> {row.after:.4g}" for row in rows)
-            found = next((states[row] for row in rows if row in states), "")
-            yield f"  {rows[0].identity:62} {pairs}" + (f"  here: {found}" if found else "")
+        for (sure, setting), alike in groupby(of_paper, lambda entry: (entry.sure, entry.setting)):
+            yield f"  {SURE[sure]}" + (f"; {setting}" if setting else "")
+            for _, of_row in groupby(alike, lambda entry: entry.identity):
+                rows = list(of_row)
+                pairs = "  ".join(f"{row.metric} {row.before:.4g} -> {row.after:.4g}" for row in rows)
+                found = next((states[row] for row in rows if row in states), "")
+                yield f"    {rows[0].identity:60} {pairs}" + (f"  here: {found}" if found else "")
         yield ""
     for one in headlines:
         yield f"{one.paper} ({one.source}; {one.where}, {SURE[one.sure]}): {one.claim}"

@@ -1,7 +1,7 @@
 """Claims: what papers report, beside what was measured here of the same model, task, recipe and metric.
 
-Notable choices: a run is beside a claim whatever its settings, since papers and recipes name them differently; so both
-settings are said, and nothing is subtracted from each other. A number of a paper is part of no verdict.
+Notable choices: a run is shown beside a claim whatever its settings, and says nothing of it unless it is of the recipe
+that stands for the row (`incomparable`). A number of a paper is part of no verdict of the board.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def claims(cells: Iterable[Cell], entries: Sequence[Reported] | None = None) -> 
     beside: dict[Reported, list[Cell]] = {}
     for cell in cells:
         for one in (cell, *cell.further):
-            if one.verdict == BASELINE or one.control is not None:
+            if one.control is not None:
                 continue
             for entry in _of(one, published() if entries is None else entries):
                 beside.setdefault(entry, []).append(one)
@@ -84,6 +84,22 @@ def recipe_for(entry: Reported) -> str | None:
     return (entry.run or next(iter(entry.recipes), None)) if entry.asked else None
 
 
+def of_unedited(entry: Reported) -> bool:
+    """Whether the row is of the model as it is: a level, and no change."""
+    return recipe_for(entry) == BASELINE
+
+
+def is_as_asked(entry: Reported, cell: Cell) -> bool:
+    """Whether a run is of the recipe that stands for a row, in whatever order its settings are written."""
+    asked = recipe_for(entry)
+    return asked is not None and _parts(asked) == _parts(cell.recipe)
+
+
+def _parts(recipe: str) -> tuple[str, list[str]]:
+    name, _, changes = recipe.partition(":")
+    return name, sorted(changes.split(","))
+
+
 def command_for(entry: Reported) -> str | None:
     """The command that would measure a claim; None where no recipe of ours stands for the method, or no task for the
     row's.
@@ -92,7 +108,8 @@ def command_for(entry: Reported) -> str | None:
     if recipe is None or not entry.hub_names:
         return None
     words = ["lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={entry.hub_names[0]}"]
-    return shlex.join([*words, "--tasks", entry.task, "--recipe", recipe, "--control", "random-subspace"])
+    control = [] if of_unedited(entry) else ["--control", "random-subspace"]
+    return shlex.join([*words, "--tasks", entry.task, "--recipe", recipe, *control])
 
 
 def of_identity(name: str, entries: Sequence[Reported] | None = None) -> list[Reported]:

@@ -11,6 +11,11 @@ was measured, `reported` the paper's, `slack` the share of it that two measureme
   control has too; of a cost, it is shown to be as reported or smaller, but not to be better than the control's or not
   within the slack.
 - **undecided**: all else: too few documents.
+- **incomparable**: the run is of other settings or of a part of the documents, or the unedited model does not score as
+  reported: by more than the slack or the board's margin, and beyond the interval of its own score.
+
+A row of the unedited model claims a level: supported where the interval of the score lies within the margin of it (a
+perplexity: within 1 %), contradicted where the score differs by more and the interval excludes it.
 
 Of a claim that nothing changes, the margin of the board stands in place of the slack. By the interval's level, an edit
 whose effect differs by the slack or more is called supported in at most one case of forty, and one whose effect is the
@@ -24,15 +29,19 @@ from typing import Literal, NamedTuple
 
 from leaderboard import metrics
 from leaderboard.board.cell import Cell
+from leaderboard.board.claims import is_as_asked, of_unedited, recipe_for
 from leaderboard.board.reported import Reported
 from leaderboard.report.words import improvement_limits, improvement_point
+from leaderboard.statistics import wilson
 
-ClaimWord = Literal["supported", "partly", "contradicted", "undecided"]
-CLAIM_WORDS: tuple[ClaimWord, ...] = ("supported", "partly", "contradicted", "undecided")
+ClaimWord = Literal["supported", "partly", "contradicted", "undecided", "incomparable"]
+CLAIM_WORDS: tuple[ClaimWord, ...] = ("supported", "partly", "contradicted", "undecided", "incomparable")
 SLACK = 0.25
 """The share of a reported change by which two measurements of it may differ."""
 UNCHANGED = 0.02
 """What counts as no change, where none is reported."""
+AS_REPORTED = 0.01
+"""By how much the logarithm of an unedited model's perplexity may differ from the reported one's."""
 
 
 class ClaimState(NamedTuple):
@@ -86,11 +95,71 @@ def _of_a_gain(measured: ClaimEffect, worse: bool, better: bool, within: bool, c
     return ClaimState("undecided", "too few documents to tell")
 
 
+def why_incomparable(entry: Reported, cell: Cell, slack: float = SLACK) -> str | None:
+    """Why a run of a claim's model, task, metric and method says nothing of the claim; None where it does."""
+    if not is_as_asked(entry, cell):
+        return f"run as {cell.recipe}, where {recipe_for(entry)} stands for the claim"
+    if cell.subset is not None:
+        return f"only {cell.scored} were asked"
+    before = cell.baseline_score
+    if of_unedited(entry) or before is None:
+        return None
+    allowed = max(slack * abs(claimed_effect(entry)), UNCHANGED)
+    if abs(_between(entry.metric, entry.before, before)) <= allowed:
+        return None
+    limits = _limits_of_score(entry, before, cell.n)
+    if limits is not None and limits.low <= entry.before <= limits.high:
+        return None
+    return f"the unedited model has {before:.4g} here and {entry.before:.4g} there"
+
+
+def state_of_level(entry: Reported, cell: Cell) -> ClaimState:
+    """Whether the unedited model scores as reported, by the rules above."""
+    score = cell.score
+    limits = None if score is None else _limits_of_score(entry, score, cell.n)
+    if score is None or limits is None:
+        return ClaimState("undecided", "its score has no interval")
+    allowed = AS_REPORTED if _is_perplexity(entry.metric) else UNCHANGED
+    off = [abs(_between(entry.metric, entry.after, end)) for end in (limits.low, limits.high)]
+    if max(off) <= allowed:
+        return ClaimState("supported", "the unedited model scores as reported")
+    if abs(_between(entry.metric, entry.after, score)) > allowed and not limits.low <= entry.after <= limits.high:
+        return ClaimState("contradicted", "the unedited model does not score as reported")
+    return ClaimState("undecided", "too few documents to tell")
+
+
+class _Limits(NamedTuple):
+    low: float
+    high: float
+
+
+def _limits_of_score(entry: Reported, score: float, count: int | None) -> _Limits | None:
+    """95 % limits of one score: of a share of documents; a perplexity of a fixed text has none but itself."""
+    if _is_perplexity(entry.metric):
+        return _Limits(score, score)
+    if count and 0 <= score <= 1 and 0 <= entry.before <= 1:
+        low, high = wilson([score * count], [count])
+        return _Limits(float(low[0]), float(high[0]))
+    return None
+
+
+def _between(metric: str, before: float, after: float) -> float:
+    return math.log(after / before) if _is_perplexity(metric) else after - before
+
+
 def claimed_effect(entry: Reported) -> float:
     """The improvement that is reported, on the scale of claims."""
     if _is_perplexity(entry.metric):
         return math.log(entry.before / entry.after)
     return (entry.after - entry.before) * (1 if entry.higher_is_better else -1)
+
+
+def effect_of_control(cell: Cell, pair: Cell) -> float | None:
+    """The improvement of a control by itself, on the scale of claims, from its score beside the unedited model's."""
+    before, after = cell.baseline_score, pair.baseline_score
+    if before is None or after is None or (_is_perplexity(cell.metric) and min(before, after) <= 0):
+        return None
+    return _between(cell.metric, before, after) * (1 if cell.higher_is_better else -1)
 
 
 def measured_effect(cell: Cell) -> ClaimEffect | None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.claims import command_for
+from leaderboard.board.claims import command_for, of_unedited
 from leaderboard.board.reported import SURE, Reported
 from leaderboard.report.claim_verdict import (
     SLACK,
     ClaimState,
     claimed_effect,
+    effect_of_control,
     in_units_of,
     measured_effect,
     state_of,
+    state_of_level,
+    why_incomparable,
 )
 
 
 def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimState:
     """The state of a claim by one run of its model, task, metric and recipe."""
+    if (why := why_incomparable(entry, cell, slack)) is not None:
+        return ClaimState("incomparable", why)
+    if of_unedited(entry):
+        return state_of_level(entry, cell)
     effect = measured_effect(cell)
     if effect is None:
         return ClaimState("undecided", f"the run has no interval: {cell.notes[0] if cell.notes else cell.verdict}")
@@ -26,31 +33,47 @@ def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimStat
 
 
 def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, slack: float = SLACK) -> str:
-    """`reported +0.8375; measured +0.8 [+0.7, +0.9]; its random-subspace: +0.01; the claim is supported: ...`.
+    """`eigenprune-released on 80 documents: reported 0.1375 -> 0.9750, +0.8375; measured 0.1400 -> 0.9500, +0.8100
+    [+0.7000, +0.8900]; its random-subspace: +0.0100, the edit ahead by +0.8000 (better); the claim is supported: ...`.
 
     is_the_claim: whether model and documents are the claim's; a smaller form settles nothing.
     """
-    effect = measured_effect(cell)
-    parts = [f"reported {in_units_of(entry.metric, claimed_effect(entry))}"]
-    if effect is None:
-        parts.append(f"measured: no interval ({cell.notes[0] if cell.notes else cell.verdict})")
+    scored = f" on {cell.scored}" if cell.scored else ""
+    if of_unedited(entry):
+        parts = [f"{cell.name}{scored}: reported {entry.after:.4g}; measured {_score(cell.score)}"]
     else:
-        low, high = sorted((effect.low, effect.high), reverse=in_units_of(entry.metric, 0.0).startswith("perplexity"))
-        point, ends = in_units_of(entry.metric, effect.point), [in_units_of(entry.metric, end) for end in (low, high)]
-        parts.append(f"measured {point} [{', '.join(end.removeprefix('perplexity x ') for end in ends)}]")
-    parts += [_of_control(entry, pair) for pair in cell.against_controls] or ["no control was run"]
+        reported = in_units_of(entry.metric, claimed_effect(entry))
+        parts = [
+            f"{cell.name}{scored}: reported {entry.before:.4g} -> {entry.after:.4g}, {reported}",
+            f"measured {_score(cell.baseline_score)} -> {_score(cell.score)}, {_measured(entry.metric, cell)}",
+            *([_of_control(entry, cell, pair) for pair in cell.against_controls] or ["no control was run"]),
+        ]
     state = judged_claim(entry, cell, slack)
     if is_the_claim:
         parts.append(f"the claim is {state.word}: {state.why}")
     else:
-        parts.append("another model than the claim's, so the claim is as open as before")
+        parts.append("this is not the claim's model, so the claim is as open as before")
     return "; ".join(parts)
 
 
-def _of_control(entry: Reported, pair: Cell) -> str:
-    effect = measured_effect(pair)
+def _score(score: float | None) -> str:
+    return "nothing" if score is None else f"{score:.4g}"
+
+
+def _measured(metric: str, cell: Cell) -> str:
+    effect = measured_effect(cell)
+    if effect is None:
+        return f"no interval ({cell.notes[0] if cell.notes else cell.verdict})"
+    low, high = sorted((effect.low, effect.high), reverse=in_units_of(metric, 0.0).startswith("perplexity"))
+    point, ends = in_units_of(metric, effect.point), [in_units_of(metric, end) for end in (low, high)]
+    return f"{point} [{', '.join(end.removeprefix('perplexity x ') for end in ends)}]"
+
+
+def _of_control(entry: Reported, cell: Cell, pair: Cell) -> str:
+    alone, effect = effect_of_control(cell, pair), measured_effect(pair)
+    own = "no score" if alone is None else in_units_of(entry.metric, alone)
     ahead = "no interval" if effect is None else in_units_of(entry.metric, effect.point)
-    return f"ahead of its {pair.control} by {ahead} ({pair.verdict})"
+    return f"its {pair.control}: {own}, the edit ahead by {ahead} ({pair.verdict})"
 
 
 def _run_line(entry: Reported, command: str | None) -> str:
@@ -76,4 +99,4 @@ def claim_lines(rows: Sequence[Reported], command: str | None = None) -> list[st
         ("setting", first.setting),
         ("run", _run_line(first, command)),
     ]
-    return [f"{name:10}{text}" for name, text in facts if text]
+    return [f"{name:9} {text}" for name, text in facts if text]

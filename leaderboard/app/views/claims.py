@@ -42,8 +42,8 @@ def main() -> None:
         show_missing(missing)
     st.caption(
         "Numbers of papers are as they are reported, in fractions; they were not measured here, and are part of no"
-        " verdict. Settings differ: models, prompts, documents, budgets and what a recipe learned from. A run is shown"
-        " beside a claim where model, task, metric and recipe are the same; both settings are named. **supported**: the"
+        " verdict. A run is shown beside a claim where model, task, metric and method agree. **incomparable**: it"
+        " has other settings or a part of the documents, or the unedited model scores otherwise. **supported**: the"
         " measured change is within a quarter of the reported one, with its whole interval, and better than its"
         " control. **contradicted**: shown to be worse than that, and no gain. **partly**: a gain, but of another size"
         " or the control has it too; or a cost as reported that the control has too. **undecided**: all else."

@@ -85,7 +85,8 @@ def test_a_smaller_form_runs_and_settles_nothing(
     arguments = ("run", "eigenpruning/phi-2/int_mult", "--smaller", "--limit", "20", "--device", "cpu")
     assert call(monkeypatch, *arguments) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last.startswith("acc: reported +0.8375; measured ") and last.endswith("so the claim is as open as before")
+    assert last.startswith("acc: eigenprune-released on first 20 of 80 documents: reported 0.1375 -> 0.975, +0.8375; ")
+    assert last.endswith("so the claim is as open as before")
     assert "random-subspace" in last
     # a smaller form stands beside no claim afterwards
     assert call(monkeypatch, "show", "eigenpruning/phi-2/int_mult") == 0
@@ -109,3 +110,21 @@ def test_layers_keep_their_depth(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert asked["model_args"] == {"pretrained": "EleutherAI/gpt-j-6b", "dtype": "float16"}
     assert asked["recipes"] == ["laser:matrices=[up_proj],layers=[27],keep.rank_fraction=0.01"]
     assert asked["controls"] == ["noise"] and "limit" not in asked
+    # a row of the unedited model has no control
+    call(monkeypatch, "run", "lowrankarena-dense/llama-7b/boolq")
+    assert asked["recipes"] == ["baseline"] and asked["controls"] == []
+
+
+def test_an_unedited_model_is_measured_as_a_level(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phi = of_identity("eigenpruning/phi-2/int_mult")[0]
+    dense = phi._replace(method="dense", recipes=("baseline",), run="baseline", before=0.9, after=0.9)
+    monkeypatch.setattr("leaderboard.board.claims.of_identity", lambda name: [dense])
+    # the embedded model under the claim's name
+    monkeypatch.setattr("leaderboard.board.claims.is_of_model", lambda entry, model: True)
+    asked = ("run", dense.identity, "--model_args", "pretrained=demo", "--device", "cpu", "--limit", "20")
+    assert call(monkeypatch, *asked) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith("acc: baseline on first 20 of 80 documents: reported 0.9; measured ")
+    assert last.endswith("the claim is incomparable: only first 20 of 80 documents were asked")

@@ -33,6 +33,16 @@ def test_a_claim_stands_beside_its_run(cells: list[Cell]) -> None:
     assert claim.improvement == pytest.approx(0.8375) and claim.agrees is True
 
 
+def test_an_unedited_model_is_beside_rows_of_it_alone(cells: list[Cell]) -> None:
+    phi = next(entry for entry in published() if entry.model == "Phi-2")
+    dense = phi._replace(recipes=("baseline",), run=None, after=phi.before)
+    found = [claim for claim in claims(cells, [phi, dense]) if claim.cell is not None]
+    assert [(claim.reported, claim.cell and claim.cell.recipe) for claim in found] == [
+        (phi, "eigenprune"),
+        (dense, "baseline"),
+    ]
+
+
 def test_every_claim_is_there_once_without_runs() -> None:
     found = claims([])
     assert [claim.reported for claim in found] == list(published()) and not any(claim.cell for claim in found)
@@ -62,6 +72,8 @@ def test_the_command_names_what_the_hub_names() -> None:
         "lm_eval run --model hf --model_args pretrained=microsoft/phi-2 --tasks int_mult --recipe eigenprune-released"
         " --control random-subspace"
     )
+    dense = next(entry for entry in published() if entry.recipes == ("baseline",) and entry.asked)
+    assert (command_for(dense) or "").endswith("--recipe baseline")
     pruner = next(entry for entry in published() if entry.method == "LLM-Pruner")
     assert command_for(pruner) is None
     assert {command_for(entry) for entry in published() if not entry.asked} == {None}

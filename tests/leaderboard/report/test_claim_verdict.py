@@ -22,7 +22,7 @@ from leaderboard.report.claim_verdict import (
     measured_effect,
     state_of,
 )
-from leaderboard.report.claim_words import verdict_sentence
+from leaderboard.report.claim_words import judged_claim, verdict_sentence
 
 SIMULATED = 2000
 
@@ -129,11 +129,76 @@ def test_perplexities_are_compared_as_factors() -> None:
 
 
 def test_the_sentence() -> None:
-    control = replace(CELL, control="random-subspace", delta=0.8, low=0.7, high=0.9, improvement=0.8)
+    control = replace(
+        CELL, control="random-subspace", baseline_score=0.15, delta=0.8, low=0.7, high=0.9, improvement=0.8
+    )
     cell = replace(CELL, against_controls=(control,))
     assert verdict_sentence(entry(), cell) == (
-        "reported +0.8375; measured +0.8100 [+0.7000, +0.8900]; ahead of its random-subspace by +0.8000 (better); the"
-        " claim is supported: as large as reported, and better than its control"
+        "eigenprune on 80 documents: reported 0.1375 -> 0.975, +0.8375; measured 0.14 -> 0.95, +0.8100 [+0.7000,"
+        " +0.8900]; its random-subspace: +0.0100, the edit ahead by +0.8000 (better); the claim is supported: as large"
+        " as reported, and better than its control"
     )
     assert "as open as before" in verdict_sentence(entry(), cell, is_the_claim=False)
     assert "no control was run" in verdict_sentence(entry(), CELL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({}, None),
+        ({"recipe": "eigenprune:seed=1,fraction=0.2"}, None),
+        ({"recipe": "eigenprune:fraction=0.9,seed=1"}, "run as eigenprune:fraction=0.9,seed=1, where eigenprune:"),
+        ({"recipe": "eigenprune"}, "run as eigenprune, where"),
+        ({"subset": "first 12 of 80 documents"}, "only first 12 of 80 documents were asked"),
+        ({"baseline_score": 0.45}, "the unedited model has 0.45 here and 0.1375 there"),
+        # within a quarter of the reported change
+        ({"baseline_score": 0.3}, None),
+    ],
+)
+def test_a_run_that_says_nothing_of_a_claim_is_incomparable(changes: dict[str, object], why: str | None) -> None:
+    asked = entry()._replace(run="eigenprune:fraction=0.2,seed=1")
+    state = judged_claim(asked, replace(CELL, **({"recipe": asked.run} | changes)))
+    assert state.why.startswith(why) if why else state.word != "incomparable"
+    assert (state.word == "incomparable") is (why is not None)
+
+
+def test_a_small_change_asks_for_the_same_start() -> None:
+    few, many = (
+        replace(
+            CELL,
+            recipe="eigenprune",
+            n=n,
+            baseline_score=0.5,
+            score=0.52,
+            delta=0.02,
+            improvement=0.02,
+            low=0,
+            high=0.04,
+        )
+        for n in (40, 4000)
+    )
+    reported = entry(before=0.45, after=0.47)
+    assert judged_claim(reported, many).word == "incomparable"
+    # 0.45 is within the interval of 20 right of 40
+    assert judged_claim(reported, few).word != "incomparable"
+    doubled = replace(many, metric="token_perplexity", higher_is_better=False, baseline_score=11.4, score=12.0)
+    assert judged_claim(entry("token_perplexity", 5.68, 7.94), doubled).word == "incomparable"
+
+
+@pytest.mark.parametrize(
+    ("metric", "reported", "score", "n", "word"),
+    [
+        ("acc", 0.737, 0.735, 10_000, "supported"),
+        ("acc", 0.737, 0.735, 100, "undecided"),
+        ("acc", 0.737, 0.60, 10_000, "contradicted"),
+        ("acc", 0.737, 0.60, 10, "undecided"),
+        ("token_perplexity", 5.67, 5.68, 141, "supported"),
+        ("token_perplexity", 5.67, 7.0, 141, "contradicted"),
+        ("brier", 1.7, 1.7, 141, "undecided"),
+    ],
+)
+def test_an_unedited_model_claims_a_level(metric: str, reported: float, score: float, n: int, word: str) -> None:
+    dense = entry(metric, reported, reported)._replace(recipes=("baseline",))
+    cell = replace(CELL, recipe="baseline", metric=metric, baseline_score=None, score=score, n=n, verdict="baseline")
+    assert judged_claim(dense, cell).word == word
+    assert verdict_sentence(dense, cell).startswith(f"baseline on {n:,} documents: reported {reported:.4g}; measured ")
