@@ -46,6 +46,15 @@ def test_every_recipe_of_a_row_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
         assert load_recipe(str(recipe)).steps or recipe == "baseline"
 
 
+def test_rows_of_one_method_at_other_budgets_are_measured_by_other_recipes() -> None:
+    rows = {entry.identity: entry for entry in published() if recipe_for(entry) is not None}
+    measured = Counter(
+        (identity.partition("/")[0], entry.model, entry.task, entry.method, recipe_for(entry))
+        for identity, entry in rows.items()
+    )
+    assert [row for row, count in measured.items() if count > 1] == []
+
+
 def test_a_beginning_is_enough_where_one_claim_has_it() -> None:
     assert {entry.task for entry in of_identity("eigenpr")} == {"int_mult"}
     with pytest.raises(LeaderboardError, match=r"begins 8 claims: laser/gpt-j/counterfact"):
@@ -70,7 +79,7 @@ def test_a_claim_is_shown_with_where_it_stands(
 
 
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/1") == 2
+    assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/80") == 2
     assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err
     other_texts = "svd-llm/llama-7b/c4_first_2000/svd-llm-whitening/80"
     assert call(monkeypatch, "run", other_texts) == 2
