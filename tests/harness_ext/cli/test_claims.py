@@ -55,6 +55,21 @@ def test_rows_of_one_method_at_other_budgets_are_measured_by_other_recipes() -> 
     assert [row for row, count in measured.items() if count > 1] == []
 
 
+def test_what_is_learned_for_running_text_is_learned_from_texts_that_are_named() -> None:
+    """A task of texts without answers is learned from only where a recipe names it."""
+    from harness_ext.runs.python_api import load_recipe
+
+    texts = {entry for entry in published() if entry.task.startswith(("wikitext2_", "c4_")) and recipe_for(entry)}
+    sources = {
+        (entry.identity, step.calibration.task)
+        for entry in texts
+        for step in load_recipe(str(recipe_for(entry))).steps
+        if step.calibration is not None
+    }
+    assert len(sources) > 50
+    assert {source for source in sources if "wikitext2_" not in str(source[1])} == set()
+
+
 def test_a_beginning_is_enough_where_one_claim_has_it() -> None:
     assert {entry.task for entry in of_identity("eigenpr")} == {"int_mult"}
     with pytest.raises(LeaderboardError, match=r"begins 8 claims: laser/gpt-j/counterfact"):
