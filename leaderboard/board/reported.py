@@ -5,10 +5,11 @@ A file is one table: its paper and source, where in the paper it stands, how sur
 paper's table; `abstract`: in its abstract; `code`: in the released code or its README; `secondary`: as others cite it),
 which of our recipes a method of it stands for and which hub names a model has, and rows of `[before, after]` a metric,
 null where none is reported. `where`, `sure` and `setting` may be columns too, and win over the file's. `kept` is the
-share of the parameters that is left, in percent; `run` the recipe that computes the row, as `--recipe` reads it.
-`layers` says how many a model has, where
-`run` names one. `unasked` names tasks that no task of ours or lm-eval's stands for: their rows are shown, and cannot be
-measured. `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
+share of the parameters that is left, in percent; `run` the recipe that computes the row, as `--recipe` reads it, at the
+row's own budget. Without `run` it is the method's first recipe as it is; a method without recipes isn't measured. Rows
+that share a run though they differ say so in their `setting`: "one recipe computes this and ...". `layers` says how
+many a model has, where `run` names one. `unasked` names tasks that no task of ours or lm-eval's stands for: their rows
+are shown, and cannot be measured. `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
 """
 
 from __future__ import annotations

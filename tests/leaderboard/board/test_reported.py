@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import yaml
 
 from leaderboard.board.board import board
-from leaderboard.board.reported import beside, published, published_folder
+from leaderboard.board.claims import recipe_for
+from leaderboard.board.reported import Reported, beside, published, published_folder
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
@@ -80,6 +82,53 @@ def test_every_task_of_a_row_is_one_or_is_said_to_be_none() -> None:
     known = set(task_manager().all_tasks)
     assert {entry.task for entry in published() if entry.asked} <= known
     assert not {entry.task for entry in published() if not entry.asked} & known
+
+
+def test_rows_that_differ_are_measured_by_different_recipes_or_it_is_said() -> None:
+    """Two budgets, settings or methods of one table, model, task and metric never share a run without a word."""
+    shared: dict[tuple[object, ...], list[Reported]] = {}
+    for entry in published():
+        if (recipe := recipe_for(entry)) is not None:
+            table = entry.identity.partition("/")[0]
+            shared.setdefault((table, entry.model, entry.task, entry.metric, recipe), []).append(entry)
+    differing = [
+        entry.identity
+        for entries in shared.values()
+        if len({(entry.method, entry.kept, entry.setting) for entry in entries}) > 1
+        for entry in entries
+        if "one recipe computes this and" not in entry.setting
+    ]
+    assert differing == []
+
+
+def test_a_row_with_a_budget_names_the_recipe_that_has_it() -> None:
+    """SFSD's shares are of the whole model, or what a search came to: their runs are tested below."""
+    rows = [entry for entry in published() if entry.kept is not None and recipe_for(entry) is not None]
+    assert all(entry.run for entry in rows)
+    others = [entry for entry in rows if not entry.identity.startswith("sfsd")]
+    wrong = [
+        entry.identity for entry in others if not re.search(rf"fraction(=|: ){entry.kept:g}([,}}]|$)", str(entry.run))
+    ]
+    assert others and wrong == []
+
+
+def test_a_share_of_the_whole_model_is_turned_into_one_of_its_matrices() -> None:
+    """LLaMA-7B: a recipe's share is of 6.476 of the 6.738 billion parameters; the others stay."""
+    rows = [entry for entry in published() if entry.identity.startswith("sfsd/") and entry.run]
+    assert len(rows) == 28
+    for entry in rows:
+        share = float(str(entry.run).rpartition("param_fraction")[2].strip("=: }"))
+        left = 6.738 - 6.476 + 6.476 * share
+        assert entry.setting.startswith(f"{left:.1f} of 6.7 billion")
+        assert entry.kept == pytest.approx(left / 6.738, abs=0.01)
+
+
+def test_a_search_goes_as_far_as_its_row() -> None:
+    rows = [entry for entry in published() if entry.method == "SFSD, searched"]
+    assert {(entry.run, entry.setting) for entry in rows} == {
+        (f"sfsd-surgical:layers=[-{blocks}:]", f"after {7 * blocks} linear layers, the last {blocks} blocks")
+        for blocks in (5, 10, 20)
+    }
 
 
 def test_several_tables_say_the_same_of_one_cell() -> None:
