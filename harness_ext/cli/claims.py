@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -92,13 +91,17 @@ class Claims(RecipesCommand):
 
     @staticmethod
     def _run(args: argparse.Namespace) -> None:
+        from harness_ext.cli.smaller_claims import quieten_limit, standing_in
         from harness_ext.runs.python_api import run
         from leaderboard.board.claims import of_identity
         from leaderboard.report.claim_words import claim_lines
 
         rows = of_identity(args.claim)
         asked = _protocol(rows[0], args)
-        print("\n".join(claim_lines(rows)), flush=True)
+        stand_in = [standing_in(rows[0].task)] if args.smaller else []
+        print("\n".join([*claim_lines(rows), *filter(None, stand_in)]), flush=True)
+        if args.smaller and args.limit is None:
+            quieten_limit()
         result = run(**asked, verbose=True)
         found = list(_sentences(rows, result.cells, is_the_claim=_is_of_the_claim(rows[0], args)))
         reasons = [f"the recipe failed: {reason}" for reason in result.failed.values()]
@@ -120,8 +123,9 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--smaller",
         action="store_true",
-        help="The same protocol on a model that fits (the embedded one, or --model_args pretrained=) and"
-        f" {SMALLER_LIMIT} documents: it shows that the way works, and is not the claim",
+        help="The same recipe, budget and control on a model that fits (the embedded one, or --model_args pretrained=)"
+        f" and at most {SMALLER_LIMIT} documents of a shipped sample in place of the claim's task, without data from a"
+        " hub: it shows that the way works, and is not the claim",
     )
     run.add_argument("--limit", type=float, metavar="<n>", help="At most so many documents; all by default")
     run.add_argument("--device", metavar="<device>", help="As in `lm_eval run`")
@@ -135,6 +139,7 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     """The claim as arguments of `harness_ext.run`. Raises UserError where no recipe, no task or no model of the hub
     stands for it.
     """
+    from harness_ext.cli.smaller_claims import sample_for, smaller_recipe
     from harness_ext.errors import UserError
     from leaderboard.board.claims import of_unedited, recipe_for
 
@@ -151,8 +156,8 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     named = ("limit", "device", "batch_size", "seed", "include_path", "output_path")
     return {
         "model_args": {"pretrained": model, **given},
-        "tasks": [entry.task],
-        "recipes": [_at_the_same_depth(recipe, entry, str(given.get("pretrained", model))) if args.smaller else recipe],
+        "tasks": [sample_for(entry.task) if args.smaller else entry.task],
+        "recipes": [smaller_recipe(recipe, entry, str(given.get("pretrained", model))) if args.smaller else recipe],
         "controls": args.control or ([] if of_unedited(entry) else ["random-subspace"]),
         **smaller,
         **{name: value for name in named if (value := getattr(args, name)) is not None},
@@ -165,23 +170,6 @@ def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:
 
     given = (args.model_args or {}).get("pretrained")
     return not args.smaller and (given is None or is_of_model(entry, str(given)))
-
-
-def _at_the_same_depth(recipe: str, entry: Reported, pretrained: str) -> str:
-    """A recipe that names layers of the claim's model, with the layers of another at the same depth."""
-    if not entry.layers or (named := re.search(r"layers=\[(\d+)\]", recipe)) is None:
-        return recipe
-    depth = int(named[1]) / max(entry.layers - 1, 1)
-    return recipe.replace(named[0], f"layers=[{round(depth * (_layers_of(pretrained) - 1))}]")
-
-
-def _layers_of(pretrained: str) -> int:
-    from transformers import AutoConfig
-
-    from harness_ext.runs.run_config import resolve_demo
-
-    place = resolve_demo("hf", {"pretrained": pretrained})["pretrained"]
-    return int(AutoConfig.from_pretrained(place).num_hidden_layers)
 
 
 def _stored_cells(database: Path) -> Sequence[Cell]:
@@ -211,6 +199,7 @@ def _states(cells: Sequence[Cell], entries: Sequence[Reported]) -> dict[Reported
 
 def _sentences(rows: Sequence[Reported], cells: Sequence[Cell], *, is_the_claim: bool = True) -> Iterator[str]:
     """A sentence for each run of the claim, a metric each. Of a smaller form, the model is another's."""
+    from harness_ext.cli.smaller_claims import smaller_sentences
     from leaderboard.board.claims import claims
     from leaderboard.report.claim_words import verdict_sentence
 
@@ -219,10 +208,7 @@ def _sentences(rows: Sequence[Reported], cells: Sequence[Cell], *, is_the_claim:
             if claim.cell is not None:
                 yield f"{claim.reported.metric}: {verdict_sentence(claim.reported, claim.cell)}"
         return
-    for cell in (one for whole in cells for one in (whole, *whole.further)):
-        for entry in rows:
-            if entry.metric == cell.metric and cell.delta is not None and cell.control is None:
-                yield f"{entry.metric}: {verdict_sentence(entry, cell, is_the_claim=False)}"
+    yield from smaller_sentences(rows, cells)
 
 
 def _is_wanted(entry: Reported, wanted: dict[str, str]) -> bool:

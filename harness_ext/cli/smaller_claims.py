@@ -1,0 +1,138 @@
+"""The smaller form of a claim: its recipe, budget and control, on a model that fits, and on documents that are shipped.
+
+Notable choices:
+- A claim's own data lies on a hub, and its windows may be longer than a small model reads. So a shipped sample of the
+  same kind stands in for its task, always, also where the data could be had. Tasks that are made in code stay.
+- A recipe that learns is told the sample, whose training items are not scored: running texts are learned from only
+  where they are named.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leaderboard.board.cell import Cell
+    from leaderboard.board.reported import Reported
+
+SAMPLES = {
+    "audit_text": ("c4_stream", "wikitext2_128", "wikitext2_2048", "wikitext2_arena"),
+    "audit_facts": ("counterfact", "hotpotqa_closed", "wikidata_qa"),
+    "audit_commonsense": (
+        "arc_challenge",
+        "arc_easy",
+        "bios_profession",
+        "boolq",
+        "epistemic_reasoning",
+        "fever_claims",
+        "hellaswag",
+        "mathqa",
+        "mmlu_math",
+        "openbookqa",
+        "piqa",
+        "sfsd_suite",
+        "truthfulqa_claims",
+        "winogrande",
+    ),
+    "pronoun_bias": ("bios_gender",),
+}
+"""The shipped samples, and the tasks that they stand in for: running texts, facts, choices among answers, gender."""
+MADE_IN_CODE = ("int_mult", "int_sum")
+"""Tasks that need no data."""
+TRAINING_ITEMS = {"audit_text": 32, "audit_facts": 96, "audit_commonsense": 48, "pronoun_bias": 160}
+"""How many items a recipe can learn from; of a sample that it names it may ask for no more."""
+_KINDS = {
+    "audit_text": "texts",
+    "audit_facts": "facts",
+    "audit_commonsense": "choices of everyday sense",
+    "pronoun_bias": "sentences about occupations",
+}
+
+
+def sample_for(task: str) -> str:
+    """The task of a claim's smaller form. Raises UserError for a task that no sample stands in for."""
+    from harness_ext.errors import UserError
+
+    if task in MADE_IN_CODE:
+        return task
+    sample = next((sample for sample, tasks in SAMPLES.items() if task in tasks), None)
+    if sample is None:
+        raise UserError(f"no shipped sample stands in for {task}: the claim has no smaller form")
+    return sample
+
+
+def standing_in(task: str) -> str:
+    """The line that tells what is asked in the place of a claim's task; empty where it is the task itself."""
+    sample = sample_for(task)
+    return "" if sample == task else f"task {task} is stood in for by {sample}, a shipped sample of {_KINDS[sample]}"
+
+
+def quieten_limit() -> None:
+    """Leave out lm-eval's warning about `--limit`, which a person did not give who asked for the smaller form."""
+    logging.getLogger("lm_eval.config.evaluate_config").addFilter(_not_about_limit)
+
+
+def _not_about_limit(record: logging.LogRecord) -> bool:
+    return "--limit" not in record.getMessage()
+
+
+def smaller_recipe(recipe: str, entry: Reported, pretrained: str) -> str:
+    """The recipe with the layers of another model at the same depth, learning from the sample where it learns."""
+    from harness_ext.runs.python_api import load_recipe
+
+    recipe, sample = _at_the_same_depth(recipe, entry, pretrained), sample_for(entry.task)
+    if sample == entry.task or recipe == "baseline":
+        return recipe
+    steps = load_recipe(recipe).steps
+    learned = [step.calibration.samples for step in steps if step.calibration is not None]
+    if not learned:
+        return recipe
+    fewest = min(TRAINING_ITEMS[sample], *learned)
+    changes = [f"calibration.task={sample}", f"calibration.samples={fewest}"]
+    if any(step.healing is not None for step in steps):
+        changes += [f"heal.task={sample}", f"heal.documents={fewest}"]
+    kept = re.sub(r"(?<=[:,])(calibration\.(task|samples)|heal\.(task|documents))=[^,]*(,|$)", "", recipe).rstrip(":,")
+    return f"{kept}{',' if ':' in kept else ':'}{','.join(changes)}"
+
+
+def _at_the_same_depth(recipe: str, entry: Reported, pretrained: str) -> str:
+    if not entry.layers or (named := re.search(r"layers=\[(\d+)\]", recipe)) is None:
+        return recipe
+    depth = int(named[1]) / max(entry.layers - 1, 1)
+    return recipe.replace(named[0], f"layers=[{round(depth * (_layers_of(pretrained) - 1))}]")
+
+
+def _layers_of(pretrained: str) -> int:
+    from transformers import AutoConfig
+
+    from harness_ext.runs.run_config import resolve_demo
+
+    place = resolve_demo("hf", {"pretrained": pretrained})["pretrained"]
+    return int(AutoConfig.from_pretrained(place).num_hidden_layers)
+
+
+def smaller_sentences(rows: Sequence[Reported], cells: Sequence[Cell]) -> Iterator[str]:
+    """A sentence for each metric of the claim that was measured; where none was, one for the metric that the sample is
+    judged by, which is compared with nothing. Of a claim about an unedited model, its score.
+    """
+    from leaderboard.board.claims import of_unedited
+    from leaderboard.report.claim_words import verdict_sentence
+
+    measured = [one for whole in cells for one in (whole, *whole.further) if one.control is None]
+    compared = [one for one in measured if one.delta is not None]
+    same = [(entry, cell) for cell in compared for entry in rows if entry.metric == cell.metric]
+    for entry, cell in same:
+        yield f"{entry.metric}: {verdict_sentence(entry, cell, is_the_claim=False)}"
+    if same:
+        return
+    for cell in (one for one in cells if one.control is None):
+        if cell.delta is not None:
+            own = rows[0]._replace(metric=cell.metric)
+            told = verdict_sentence(own, cell, is_the_claim=False).partition("; ")[2]
+            yield f"{cell.metric}, where the claim has {rows[0].metric}: {told}"
+        elif of_unedited(rows[0]) and cell.score is not None:
+            told = f"{cell.score:.4g} unedited; this is not the claim's model, so the claim is as open as before"
+            yield f"{cell.metric}: {told}"

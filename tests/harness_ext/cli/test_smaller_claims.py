@@ -1,0 +1,87 @@
+"""The smaller form of claims: every one with a recipe has one, offline, on the embedded model."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from harness_ext.cli.smaller_claims import (
+    MADE_IN_CODE,
+    TRAINING_ITEMS,
+    sample_for,
+    smaller_recipe,
+    standing_in,
+)
+from harness_ext.errors import UserError
+from leaderboard.board.claims import of_identity, recipe_for
+from leaderboard.board.reported import published
+from tests.harness_ext.cli.calling import called
+
+call = partial(called, "claims")
+ROWS = {entry.identity.partition("/")[0]: entry.identity for entry in reversed(published()) if recipe_for(entry)}
+"""The first row of every table that has a recipe."""
+
+
+def test_every_task_that_is_asked_has_a_sample() -> None:
+    for task in {entry.task for entry in published() if entry.asked}:
+        assert sample_for(task) in {*MADE_IN_CODE, *TRAINING_ITEMS}
+    assert standing_in("int_mult") == ""
+    assert standing_in("piqa") == (
+        "task piqa is stood in for by audit_commonsense, a shipped sample of choices of everyday sense"
+    )
+    with pytest.raises(UserError, match=r"no shipped sample stands in for no_such_task"):
+        sample_for("no_such_task")
+
+
+def test_what_learns_from_the_task_learns_from_its_sample() -> None:
+    def asked(identity: str) -> str:
+        entry = of_identity(identity)[0]
+        return smaller_recipe(str(recipe_for(entry)), entry, "demo")
+
+    learned = "calibration.task=audit_text,calibration.samples=32"
+    assert asked("svd-llm/llama-7b/wikitext2_2048/fwsvd/80") == f"fwsvd:keep.param_fraction=0.8,{learned}"
+    assert asked("svd-llm-v2/llama-7b/wikitext2_2048/svd-llm-v2") == f"svd-llm-v2:param_fraction=0.8,{learned}"
+    assert asked("lowrankarena/llama-7b/wikitext2_arena/zs-svd") == (
+        f"zero-sum:param_fraction=0.8,min_fraction=0.1,ridge=0.0001,{learned}"
+    )
+    assert asked("svd-llm/llama-7b/wikitext2_2048/svd-llm-with-lora/80") == (
+        f"svd-llm-lora:keep.param_fraction=0.8,{learned},heal.task=audit_text,heal.documents=32"
+    )
+    assert asked("svd-llm/llama-7b/wikitext2_2048/svd/80") == "svd:keep={param_fraction: 0.8}"
+    assert asked("eigenpruning/phi-2/int_mult") == "eigenprune-released"
+    assert asked("lowrankarena-dense/llama-7b/wikitext2_arena") == "baseline"
+
+
+@pytest.mark.slow
+def test_samples_have_the_training_items_that_recipes_are_told() -> None:
+    from harness_ext.task_index import task_manager
+
+    tasks = task_manager().load(list(TRAINING_ITEMS))["tasks"]
+    assert {name: len(list(task.training_docs())) for name, task in tasks.items()} == TRAINING_ITEMS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "identity",
+    [
+        "svd-llm/llama-7b/wikitext2_2048/svd-llm-whitening/80",
+        "lowrankarena-dense/llama-7b/boolq",
+        *(
+            pytest.param(identity, marks=pytest.mark.long)
+            for identity in [*ROWS.values(), "laser/roberta/bios_gender", "sfsd/llama-7b/piqa/feature-space/80"]
+        ),
+    ],
+)
+def test_a_row_of_every_table_has_a_smaller_form(
+    identity: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "run", identity, "--smaller", "--limit", "12", "--device", "cpu") == 0
+    shown = capsys.readouterr().out
+    assert standing_in(of_identity(identity)[0].task) in shown
+    last = shown.strip().splitlines()[-1]
+    assert last.endswith("so the claim is as open as before")
+    if recipe_for(of_identity(identity)[0]) != "baseline":
+        assert "measured" in last and "random-subspace" in last
