@@ -17,7 +17,7 @@ from harness_ext.recipe.recipe import Recipe
 from harness_ext.recipe.schema import HEAL, Step
 from harness_ext.search.policy_masks import FIRST, LAST
 from harness_ext.search.runner import found_nothing as search_found_nothing
-from leaderboard.readers.receipt import DENSE
+from leaderboard.readers.receipt import DENSE, MatrixRecord
 
 _TRAINED_BADLY = "lower its learning_rate, or give it more documents"
 
@@ -149,6 +149,43 @@ def checkpoint_warnings(unexpected: Sequence[str]) -> list[str]:
     ]
 
 
+def _beyond_budget(recipe: Recipe, records: Sequence[MatrixRecord]) -> list[str]:
+    """What holds more than was asked for, since the smallest there is is more: one component, or one unit."""
+    short = [one for one in records if is_below_one(recipe.steps[one.step], one.role, one.shape)]
+    found = []
+    if short:
+        shares = [(one, keep.param_fraction) for one in short if (keep := recipe.steps[one.step].keep) is not None]
+        whole = sum(one.parameters_before for one in short)
+        asked = sum((share or 0) * one.parameters_before for one, share in shares) / whole
+        left = sum(one.parameters_after for one in short) / whole
+        found.append(
+            f"in {len(short)} of {len(records)} matrices or heads the budget comes to less than one component, and"
+            " one was kept: they hold more than was asked for"
+            + (f", {100 * left:.3g} % of their numbers and not {100 * asked:.3g} %" if asked else "")
+        )
+    units = [
+        (one, asked, left) for one in records for asked, left in _units(recipe.steps[one.step], one) if left > asked
+    ]
+    if units:
+        _, asked, left = units[0]
+        found.append(
+            f"in {len(units)} of {len(records)} matrices or heads unit_fraction comes to less than one unit, and one"
+            f" was kept: {100 * left:.3g} % of them and not {100 * asked:.3g} %"
+        )
+    return found
+
+
+def _units(step: Step, record: MatrixRecord) -> list[tuple[float, float]]:
+    """The share of units that a step asked of a matrix, and the share that it left; of its rows and of its columns,
+    where these are the units. None of a search, whose share is a mean over layers.
+    """
+    asked = step.parameters.get("unit_fraction")
+    if not isinstance(asked, float) or record.method != step.method:
+        return []
+    kept = zip((record.rows_kept, record.columns_kept), record.shape, strict=True)
+    return [(asked + 1e-9, count / full) for count, full in kept if count is not None]
+
+
 def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
     """Matrices that are not what was asked for: a fraction of few components may be none, a budget less than one, and
     an expert may have seen nothing.
@@ -167,15 +204,7 @@ def _as_asked(recipe: Recipe, applied: AppliedRecipe) -> list[str]:
         - unseen
     )
     found = [f"{same} {of}: what was asked for changes nothing there"] if same else []
-    short = sum(is_below_one(recipe.steps[record.step], record.role, record.shape) for record in applied.records)
-    found += (
-        [
-            f"in {short} of {len(applied.records)} matrices or heads the budget comes to less than one component, and"
-            " one was kept: they hold more than was asked for"
-        ]
-        if short
-        else []
-    )
+    found += _beyond_budget(recipe, applied.records)
     return found + (
         [
             f"{unseen} {of}: no calibration document has a token that reached them (fallback unseen), as happens to"

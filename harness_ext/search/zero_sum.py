@@ -59,12 +59,11 @@ def zero_sum(
 
     Nothing is tried before the outcome, one step, `feature_space` as `svd-llm` has it; its score is the one trial. Both
     statistics are of all tokens; gradients without the sinks leave SmolLM2 much the same (1,036 and 1,063, of 734, as
-    perplexity of WikiData's answers). Raises UserError where `min_fraction` leaves more than the budget.
+    perplexity of WikiData's answers). Raises UserError where the least ranks leave more than the budget.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
     floors = {key: least_rank(shape, min_fraction) for key, shape in shapes.items()}
-    if min_fraction is not None:
-        check_floors(shapes, floors, param_fraction)
+    check_floors(shapes, floors, param_fraction, min_fraction)
     effects = effects_of(evaluator, ridge)
     ranks = allotted(shapes, effects, param_fraction, floors)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
@@ -121,14 +120,17 @@ def least_rank(shape: tuple[int, int], min_fraction: float | None) -> int:
     return max(1, math.ceil(min_fraction * ((rows * columns - 1) // (rows + columns)) - 1e-9))
 
 
-def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: float) -> None:
+def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: float, min_fraction: float | None) -> None:
     """Raise UserError where the least ranks leave more than the budget."""
     whole = sum(rows * columns for rows, columns in shapes.values())
     share = sum(stored_parameters(shape, floors[key]) for key, shape in shapes.items()) / whole
     if share > param_fraction:
         raise UserError(
-            f"a budget of {param_fraction:g} of the parameters is too small: min_fraction leaves {share:.3g} of them;"
-            " raise the one, or lower the other"
+            f"a budget of {param_fraction:g} of the parameters is too small for a rank of 1 in every matrix: raise it,"
+            " or choose other matrices"
+            if min_fraction is None
+            else f"a budget of {param_fraction:g} of the parameters is too small: min_fraction leaves {share:.3g} of"
+            " them; raise the one, or lower the other"
         )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +269,34 @@ BY_BUDGET = {
 MINUTES = {"basis-selection", "fisher-svd", "lems", "obs-mlp", "strs", "svd-llm-lora"}
 """What takes long on a trained model, of those that a budget binds."""
 CALIBRATED = [name for name in shipped_names() if any(step.calibration for step in parse_recipe(name).steps)]
+
+
+SHARES = {"unit_fraction": "unit_fraction", "keep": "keep.param_fraction", "param_fraction": "param_fraction"}
+"""How a share is asked for, of the budgets that are one."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "svd-llm-lora" else ())
+        for name, setting in BY_BUDGET.items()
+        if setting in SHARES
+    ],
+)
+def test_a_budget_that_no_model_can_meet_is_refused_or_told(name: str, make_lm) -> None:
+    lm = make_lm("llama")
+    step = "steps.0." if name == "a3" else ""
+    recipe = parse_recipe(f"{name}:{step}{SHARES[BY_BUDGET[name]]}=0.000001")
+    try:
+        applied = lm.apply(recipe, drawing(documents_for(lm, 4)))
+    except UserError as error:
+        assert re.search("too small|no layer is to lose more|prime units take", str(error))
+        return
+    assert [
+        warning
+        for warning in receipt_warnings(recipe, applied)
+        if re.search(r"less than one (component|unit), and one was kept: .*\d % of .* and not 0\.0001 %", warning)
+    ]
 
 
 def check_rule(lm, name: str, changes: str, draw) -> None:

@@ -119,3 +119,6 @@ def test_a_floor_above_the_budget_is_told(make_lm: Any) -> None:
     lm = make_lm("llama")
     with pytest.raises(UserError, match=r"min_fraction leaves 0\.\d+ of them; raise the one, or lower the other"):
         found_by(lm, "zero-sum:param_fraction=0.3,min_fraction=0.6", documents_for(lm, 4))
+    for name in ("zero-sum", "zero-sum-staged"):
+        with pytest.raises(UserError, match=r"1e-06 of the parameters is too small for a rank of 1 in every matrix"):
+            found_by(lm, f"{name}:param_fraction=0.000001", documents_for(lm, 4))
