@@ -60,6 +60,13 @@ class VariantFailed(Exception):
         self.searches: list[dict[str, Any]] = []
 
 
+class BudgetTooSmall(VariantFailed):
+    """A budget that this model cannot meet: its smallest ranks allowed hold more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("budget_too_small", reason)
+
+
 @contextmanager
 def located(place: str) -> Iterator[None]:
     """Put `place` before the message of a `UserError` that is raised inside: what a recipe, a step or a matrix is at

@@ -25,7 +25,7 @@ from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel
 from harness_ext.editing.pipeline import AppliedRecipe, DrawDocuments, apply_recipe
 from harness_ext.editing.records import totals
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, VariantFailed
 from harness_ext.linalg.cache import lasting
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.lm_eval_adapter.admission import check_arguments, has_encoder, refuse_calibrated
@@ -122,7 +122,10 @@ class RecipeLM(HFLM):
         self._rank, self._world_size = 0, 1
         # Not in `_create_model`, which lm-eval runs before it knows how to tokenise calibration documents.
         if asked is not None and asked.steps:
-            applied = self.apply(asked, documents_of_named_tasks)
+            try:
+                applied = self.apply(asked, documents_of_named_tasks)
+            except VariantFailed as error:
+                raise UserError(f"recipe {asked.label!r} cannot be applied to this model: {error}") from error
             self._learned = learned_from(asked, applied)
 
     def get_model_info(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall
 from harness_ext.model.size import stored_parameters
 
 Rule = Literal["uniform", "d-rank", "svd-llm-v2", "least-error", "marchenko-pastur"]
@@ -145,7 +145,7 @@ def scaled(
     """Whole ranks in the proportions wanted, as large as the budget allows; a matrix whose rank would reach break-even
     stays dense, and is not among them. wanted: `inf` for one that is to stay dense.
 
-    Raises UserError where the budget is too small for one multiple of `align` of each.
+    Raises BudgetTooSmall where the budget is too small for one multiple of `align` of each.
     """
     budget = param_fraction * sum(one.size for one in spectra.values())
 
@@ -154,7 +154,7 @@ def scaled(
 
     low, high = 1e-300, 1.0
     if _stored(spectra, at(low)) > budget:
-        raise UserError(
+        raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
             " raise it, or choose other matrices"
         )
@@ -218,7 +218,7 @@ def least_error(
 
     error: of a matrix, by its name, at the share of its squared values that is lost; that share by default, and
     infinite where the matrix must stay dense. within: the least and the largest rank, as shares of break-even. Raises
-    UserError where the budget is too small.
+    BudgetTooSmall where the budget is too small.
     """
     budget = param_fraction * sum(one.size for one in spectra.values())
     measure = error or (lambda _, lost: lost)
@@ -229,7 +229,7 @@ def least_error(
     smallest = sum(hull[-1][0] for hull in hulls.values())
     if smallest > budget:
         least = smallest / sum(one.size for one in spectra.values())
-        raise UserError(
+        raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
             " raise it, or choose other matrices"
             if within[0] == 0
@@ -294,14 +294,15 @@ def lems(
 
     divergences: of each matrix the rank r_0 at which it was measured by itself, and what was measured, D; infinite or
     NaN where the matrix must stay dense. Uniform ranks where these should promise less, since `least_error` is exact
-    but for one step (ours, as is the hull in the place of a solver). Raises UserError where the budget is too small.
+    but for one step (ours, as is the hull in the place of a solver). Raises BudgetTooSmall where the
+    budget is too small.
     """
 
     price = {key: weights[key] * _per_share(one, *divergences[key]) for key, one in spectra.items()}
     ranks = least_error(spectra, param_fraction, align, lambda key, lost: price[key] * lost, within)
     try:
         even = scaled(spectra, uniform(spectra), param_fraction, align)
-    except UserError:
+    except BudgetTooSmall:
         return ranks
     fits = all(
         key in even and within[0] * one.break_even <= even[key] <= within[1] * one.break_even

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods import allocation
 from harness_ext.methods.search_registry import Fraction, SearchResult, search
 from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
@@ -43,8 +43,8 @@ def allocate_ranks(
     stored as factors where that is smaller. align: ranks are multiples of it. value_shift: of `d-rank`, the share of
     queries and keys that is handed to values. last_blocks: only so many layers, the last ones, are cut, and pay for
     all. threshold: of `marchenko-pastur`, the edge in units of that of the noise, 1 unless given; by that rule a
-    param_fraction of 1 leaves ranks as they are, which is without a budget. Raises UserError for a budget that cannot
-    be met so.
+    param_fraction of 1 leaves ranks as they are, which is without a budget. Raises BudgetTooSmall for a budget that
+    cannot be met so.
     """
     if threshold is not None and rule != "marchenko-pastur":
         raise UserError(f"threshold: it belongs to the rule marchenko-pastur, and {rule} has none; leave it out")
@@ -92,7 +92,7 @@ def _least_error(
     whole, kept = (sum(one.size for one in group) for group in (spectra.values(), (spectra[key] for key in dense)))
     left = param_fraction * whole - kept
     if left <= 0:
-        raise UserError(
+        raise BudgetTooSmall(
             f"the matrices before the last blocks hold {kept / whole:.3g} of the parameters, and the budget is"
             f" {param_fraction:g}: raise last_blocks or param_fraction"
         )

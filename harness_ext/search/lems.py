@@ -80,7 +80,7 @@ def lems(
     one at which each matrix is tried by itself, likewise. exponents, strengths: of the weights of depth, every one with
     every other.
 
-    Raises UserError for a budget that cannot be met so, and VariantFailed where no plan's predictions are finite.
+    Raises BudgetTooSmall for a budget that cannot be met so, and VariantFailed where no plan's predictions are finite.
     """
     if least > most:
         raise UserError(f"least, {least:g}, is above most, {most:g}: no rank lies between them")

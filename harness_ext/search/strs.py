@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall
 from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, search
 from harness_ext.model.size import stored_parameters
 from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
@@ -67,7 +67,7 @@ def strs(
     """param_fraction: of the numbers in all matrices together, stored as factors where that is smaller. fractions: of
     the numbers of each matrix, at which it is tried. align: ranks are multiples of it.
 
-    Raises UserError where the smallest fractions of all do not meet the budget, before anything is tried.
+    Raises BudgetTooSmall where the smallest fractions of all do not meet the budget, before anything is tried.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
     offered = {key: ranks_at(shape, fractions, align) for key, shape in shapes.items()}
@@ -84,7 +84,7 @@ def strs(
 def _check_budget(shapes: Shapes, smallest: Mapping[str, int], param_fraction: float) -> None:
     share = _stored(shapes, smallest) / _stored(shapes, {})
     if share > param_fraction:
-        raise UserError(
+        raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small: the smallest fractions leave {share:.3g}"
             " of them; raise it, or give smaller fractions"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from harness_ext.calibration.by_layer import LearnedComponents
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall
 from harness_ext.methods.search_registry import Fraction, SearchResult, search
 from harness_ext.model.size import stored_parameters
 from harness_ext.search.factorisations import step_of
@@ -59,7 +59,7 @@ def zero_sum(
 
     Nothing is tried before the outcome, one step, `feature_space` as `svd-llm` has it; its score is the one trial. Both
     statistics are of all tokens; gradients without the sinks leave SmolLM2 much the same (1,036 and 1,063, of 734, as
-    perplexity of WikiData's answers). Raises UserError where the least ranks leave more than the budget.
+    perplexity of WikiData's answers). Raises BudgetTooSmall where the least ranks leave more than the budget.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
     floors = {key: least_rank(shape, min_fraction) for key, shape in shapes.items()}
@@ -121,11 +121,11 @@ def least_rank(shape: tuple[int, int], min_fraction: float | None) -> int:
 
 
 def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: float, min_fraction: float | None) -> None:
-    """Raise UserError where the least ranks leave more than the budget."""
+    """Raise BudgetTooSmall where the least ranks leave more than the budget."""
     whole = sum(rows * columns for rows, columns in shapes.values())
     share = sum(stored_parameters(shape, floors[key]) for key, shape in shapes.items()) / whole
     if share > param_fraction:
-        raise UserError(
+        raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of 1 in every matrix: raise it,"
             " or choose other matrices"
             if min_fraction is None

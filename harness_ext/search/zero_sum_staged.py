@@ -59,9 +59,9 @@ def zero_sum_staged(
     (`pull_back`), each of one of the sixteen batches of the documents, another one in every stage; published is one
     text of 1,024 tokens. A matrix that a stage leaves dense is the original again, as published.
 
-    Nothing is tried before the outcome; its score is the one trial. Raises UserError where the least ranks leave
-    more than the budget, and where an earlier step edited one of the matrices: they are pulled towards the unedited
-    model.
+    Nothing is tried before the outcome; its score is the one trial. Raises BudgetTooSmall where the least ranks
+    leave more than the budget, and UserError where an earlier step edited one of the matrices: they are pulled towards
+    the unedited model.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
     floors = {key: least_rank(shape, min_fraction) for key, shape in shapes.items()}

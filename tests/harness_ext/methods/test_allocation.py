@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall
 from harness_ext.methods.allocation import (
     Spectrum,
     at_most,
@@ -58,7 +58,7 @@ def test_the_budget_is_kept_and_used(seed: int, share: float, align: int, rule: 
             ranks = least_error(spectra, share, align)
         else:
             ranks = scaled(spectra, RULES[rule](spectra, share), share, align)
-    except UserError:
+    except BudgetTooSmall:
         assert sum(min(one.size, align * one.cost) for one in spectra.values()) > budget
         return
     spent = stored(spectra, ranks)
@@ -80,7 +80,7 @@ def test_least_error_is_the_best_of_all_choices(seed: int, share: float) -> None
     spectra = spectra_of(seed, count=3, largest=9)
     try:
         ranks = least_error(spectra, share)
-    except UserError:
+    except BudgetTooSmall:
         return
 
     def lost(key: str, rank: int | None) -> float:
@@ -139,7 +139,7 @@ def test_some_matrices_may_be_kept_dense() -> None:
     spectra = {key: Spectrum((40, 40), [1.0] * 40) for key in "abcd"}
     ranks = scaled(spectra, {"a": math.inf, "b": math.inf, "c": 20.0, "d": 20.0}, 0.75)
     assert ranks == {"c": 10, "d": 10}
-    with pytest.raises(UserError, match="too small"):
+    with pytest.raises(BudgetTooSmall, match="too small"):
         scaled(spectra, {"a": math.inf, "b": math.inf, "c": math.inf, "d": 20.0}, 0.5)
 
 
@@ -182,7 +182,7 @@ def test_lems_against_all_choices(seed: int, share: float) -> None:
     ]
     fitting = [taken for taken in everything if stored(spectra, taken) <= budget]
     if not fitting:
-        with pytest.raises(UserError, match="too small"):
+        with pytest.raises(BudgetTooSmall, match="too small"):
             lems(spectra, divergences, depth, share, 1, within)
         return
     ranks = lems(spectra, divergences, depth, share, 1, within)
@@ -198,7 +198,7 @@ def test_lems_against_all_choices(seed: int, share: float) -> None:
     assert own <= best + step + 1e-9
     try:
         even = scaled(spectra, uniform(spectra), share)
-    except UserError:
+    except BudgetTooSmall:
         return
     if even in fitting and len(even) == len(spectra):
         assert own <= promised(spectra, even, divergences, depth) + 1e-9
@@ -213,7 +213,7 @@ def test_lems_promises_less_error_for_a_larger_budget(seed: int, align: int) -> 
     for share in (0.5, 0.7, 0.9, 1.0):
         try:
             ranks = lems(spectra, divergences, depth, share, align)
-        except UserError:
+        except BudgetTooSmall:
             continue
         assert all(rank % align == 0 for rank in ranks.values())
         errors.append(promised(spectra, ranks, divergences, depth))
@@ -225,7 +225,7 @@ def test_lems_leaves_dense_what_broke_the_model() -> None:
     depth = dict.fromkeys(spectra, 1.0)
     ranks = lems(spectra, {"a": (2, math.inf), "b": (2, math.nan), "c": (2, 0.1)}, depth, 0.9, 1)
     assert set(ranks) == {"c"}
-    with pytest.raises(UserError, match="allow smaller ranks"):
+    with pytest.raises(BudgetTooSmall, match="allow smaller ranks"):
         lems(spectra, {"a": (2, math.inf), "b": (2, math.nan), "c": (2, 0.1)}, depth, 0.6, 1)
 
 

@@ -252,6 +252,18 @@ def test_quiet_says_nothing_but_the_table(tmp_path: Path) -> None:
     assert spoken == [] and "laser" in ran.stdout
 
 
+@pytest.mark.slow
+def test_a_budget_that_the_model_cannot_meet_fails_one_variant_and_the_others_go_on(demo_run, tmp_path: Path) -> None:
+    searched = "zero-sum:param_fraction=0.000001,calibration.samples=8"
+    ran = demo_run("--recipe", searched, "svd:keep.param_fraction=0.8", limit=4)
+    assert ran.code == 2 and "error:" not in ran.err
+    paths = tmp_path.glob("results/demo/*/receipt.json")
+    found = {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in paths)}
+    failure = found[searched]["failure"]
+    assert failure["kind"] == "budget_too_small" and "is too small for a rank of 1 in every matrix" in failure["reason"]
+    assert found["svd:keep.param_fraction=0.8"]["status"] == "complete" and failure["reason"][:40] in ran.out
+
+
 def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_path: Path) -> None:
     import shutil
 

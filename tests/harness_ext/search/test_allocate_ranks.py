@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods.allocation import Spectrum, d_rank, least_error, scaled
 from harness_ext.model.size import stored_parameters
 from tests.harness_ext.search.test_searches import documents_for, found_by
@@ -79,7 +79,7 @@ def test_the_last_blocks_pay_for_all(make_lm: Any) -> None:
     for rule in ("uniform", "least-error"):
         (chosen,) = found_by(lm, f"d-rank:rule={rule},param_fraction=0.8,last_blocks=1", documents)
         assert {key.split(".")[2] for key in chosen["keep"]["ranks"]} == {str(lm.weights.layout.layers - 1)}
-    with pytest.raises(UserError, match="too small|raise last_blocks"):
+    with pytest.raises(BudgetTooSmall, match="too small|raise last_blocks"):
         found_by(lm, "d-rank:param_fraction=0.3,last_blocks=1", documents)
 
 

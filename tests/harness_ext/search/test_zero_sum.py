@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.search.zero_sum import agreement, allotted, least_rank
@@ -117,8 +117,10 @@ def test_agreement_counts_dense_matrices_at_full_rank() -> None:
 
 def test_a_floor_above_the_budget_is_told(make_lm: Any) -> None:
     lm = make_lm("llama")
-    with pytest.raises(UserError, match=r"min_fraction leaves 0\.\d+ of them; raise the one, or lower the other"):
+    with pytest.raises(BudgetTooSmall, match=r"min_fraction leaves 0\.\d+ of them; raise the one, or lower the other"):
         found_by(lm, "zero-sum:param_fraction=0.3,min_fraction=0.6", documents_for(lm, 4))
     for name in ("zero-sum", "zero-sum-staged"):
-        with pytest.raises(UserError, match=r"1e-06 of the parameters is too small for a rank of 1 in every matrix"):
+        with pytest.raises(
+            BudgetTooSmall, match=r"1e-06 of the parameters is too small for a rank of 1 in every matrix"
+        ):
             found_by(lm, f"{name}:param_fraction=0.000001", documents_for(lm, 4))

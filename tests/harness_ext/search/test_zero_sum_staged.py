@@ -11,7 +11,7 @@ import torch
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.editing.controls import RANDOM_SUBSPACE, control_recipe
 from harness_ext.editing.edit_stored import needs_a_model
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.model.weights import model_digest
 from harness_ext.recipe.recipe import parse_recipe
 from harness_ext.search import zero_sum_staged
@@ -169,7 +169,7 @@ def test_a_budget_of_everything_finds_nothing(make_lm: Any) -> None:
         parse_recipe(f"zero-sum-staged:{SOME},param_fraction=1.0,stages=2"), drawing(plain(lm, 4))
     ).searches
     assert record["chosen"] == [] and "asks for no smaller matrix" in record["reason"]
-    with pytest.raises(UserError, match="min_fraction leaves"):
+    with pytest.raises(BudgetTooSmall, match="min_fraction leaves"):
         lm.apply(parse_recipe(f"zero-sum-staged:{SOME},param_fraction=0.3,min_fraction=0.6"), drawing(plain(lm, 4)))
 
 
