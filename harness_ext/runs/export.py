@@ -17,6 +17,7 @@ from harness_ext.editing.warnings import found_nothing, left_unedited
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.linalg.devices import usable_device
 from harness_ext.model.digests import KIND
+from harness_ext.recipe.overrides import split_specification
 from harness_ext.runs.run_config import resolve_demo
 from harness_ext.runs.smaller_export import NotSmaller, smaller
 from harness_ext.runs.versions import versions
@@ -358,11 +359,17 @@ def export_card(
         if learned
         else ""
     )
+    changes = split_specification(lm.recipe.label)[2]
+    changed = (
+        f" Changed from the recipe as it is shipped or filed, which summary and caveats describe: {changes}."
+        if changes
+        else ""
+    )
     totals = lm.totals()
     return (
         f"---\nlibrary_name: transformers\nbase_model: {model_name}\n---\n\n# {model_name}, edited by"
         f" {lm.recipe.label}\n\n{totals['matrices_edited']} weight matrices of `{model_name}` were edited by the"
         f" recipe below and {written} Whether that helped, hurt or made no difference on a task is not said here:"
-        f" measure it.{apart}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json`"
+        f" measure it.{changed}{apart}\n\n    {' '.join(command)}\n\n```yaml\n{recipe}```\n\n`receipt.json`"
         " lists every matrix: shape, rank, energy kept, error, digests.\n"
     )

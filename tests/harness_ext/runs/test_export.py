@@ -74,6 +74,15 @@ def test_a_bias_that_the_architecture_cannot_hold_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("recipe", ["svd", "svd:keep.rank=3"])
+def test_the_card_says_what_the_recipes_words_do_not_describe(make_lm, recipe: str, tmp_path: Path) -> None:
+    lm = make_lm("llama")
+    lm.apply(parse_recipe(recipe), documents)
+    export(lm, tmp_path / "out", "tiny", ["lm_eval", "export"])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("which summary and caveats describe: keep.rank=3." in card) is (":" in recipe) is ("Changed from" in card)
+
+
 def test_the_command_writes_receipt_and_card(lm_eval, tmp_path: Path) -> None:
     ran = lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "laser", "--out", "edited")
     assert ran.code == 0, ran.err
