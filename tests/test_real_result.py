@@ -43,54 +43,85 @@ def test_the_sweep_that_is_shown_is_the_one_that_is_run(real: ModuleType, reposi
     assert read_sweep(real.SWEEP).name == "real"
 
 
-def test_the_page_is_made_of_the_stored_figures(real: ModuleType) -> None:
-    if not real.FIGURES.exists():
-        pytest.skip("nothing is measured yet: `make real` does it")
+def test_the_pages_are_made_of_the_stored_figures(real: ModuleType, repository: Path) -> None:
     assert (real.HERE / "README.md").read_text(encoding="utf-8") == real.render(real.stored())
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert readme == real.in_readme(readme, real.stored())
+
+
+def _figures(real: ModuleType, recipe: str, *said: tuple[str, str]) -> list[object]:
+    """A figure a seed, of a verdict and of one against the control."""
+    return [
+        real.Figure(recipe, seed, False, recipe, 0.8, 1.0, {"t": real.Outcome(0.5, 0.0, 0.2, *words)})
+        for seed, words in enumerate(said)
+    ]
+
+
+def _baseline(real: ModuleType, score: float = 0.4) -> object:
+    return real.Figure("baseline", 0, False, None, 1.0, 0.0, {"t": real.Outcome(score, None, None, "baseline", None)})
 
 
 def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> None:
-    def row(name: str, verdicts: list[str], beats: list[str]) -> object:
-        return real.Row(name, False, 0.8, 1.0, {"t": [0.5] * len(verdicts)}, {"t": verdicts}, {"t": beats})
-
-    base = real.Row("baseline", False, 1.0, 0.0, {"t": [0.4]}, {"t": ["baseline"]}, {"t": []})
-    said = real.summary(
-        [
-            base,
-            row("both", ["better", "better"], ["better", "better"]),
-            row("some", ["better", "undecided"], ["better", "better"]),
-            row("alike", ["better", "better"], ["better", "same"]),
-            row("harm", ["worse", "collapsed"], ["worse", "worse"]),
-        ]
-    )
-    assert said == (
+    better = ("better", "better")
+    figures = [
+        _baseline(real),
+        *_figures(real, "both", better, better),
+        *_figures(real, "some", better, ("undecided", "better")),
+        *_figures(real, "alike", better, ("better", "same")),
+        *_figures(real, "harm", ("worse", "worse"), ("collapsed", "worse")),
+    ]
+    assert real.summary(real.by_recipe(figures)) == (
         "- `t` (0.4 unedited): better and beating its control: `both` (0.5); better, as its control may be: `alike`"
         " (0.5); 1 of 4 are worse."
     )
 
 
+def test_figures_of_another_machine_stay_beside_new_ones(real: ModuleType) -> None:
+    def measured(recipe: str, seed: int, seconds: float) -> object:
+        recipe_id = parse_recipe(real.written(recipe, seed)).recipe_id
+        return real.Figure(
+            recipe, seed, False, recipe_id, 0.8, seconds, {"t": real.Outcome(0.5, 0.0, 0.2, "same", None)}
+        )
+
+    earlier = [
+        _baseline(real),
+        measured("svd", 0, 1.0),
+        measured("svd-llm", 1, 1.0),
+        *_figures(real, "gone", ("same", "same")),
+    ]
+    new = [_baseline(real), measured("svd", 0, 2.0), measured("svd-llm", 0, 2.0)]
+    assert real.merged([], new) == new
+    assert real.merged(earlier, new) == [*new, earlier[2]]  # measured again: the new one; recipes unknown today: out
+    assert real.merged([_baseline(real, 0.5), *earlier[1:]], new) == new
+
+
+@pytest.mark.parametrize("recipe", ["svd", "svd-llm:keep.param_fraction=0.9"])
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_recipe_as_it_is_written_with_its_seed_is_parted_again(real: ModuleType, recipe: str, seed: int) -> None:
+    assert real._parted(real.written(recipe, seed)) == (recipe, seed)
+    assert real._parted(real.written(recipe, seed) + "+random-subspace") == (recipe, seed)
+
+
 @pytest.mark.slow
-def test_rows_are_of_a_recipe_over_its_seeds(real: ModuleType, tmp_path: Path) -> None:
+def test_figures_are_of_recipes_and_their_seeds(real: ModuleType, tmp_path: Path) -> None:
     recipes = ["svd", "svd-llm:calibration.samples=8", "svd-llm:calibration.samples=8,calibration.seed=1"]
     settings = {"limit": 16, "batch_size": 16, "device": "cpu", "output_path": str(tmp_path)}
     harness_ext.run(
         model_args="pretrained=demo", tasks="int_mult", recipes=recipes, controls="random-subspace", **settings
     )
-    rows = real.measured(tmp_path)
-    seeds = {(row.recipe, row.control): len(row.scores["int_mult"]) for row in rows}
+    figures = real.measured(tmp_path)
     learned = "svd-llm:calibration.samples=8"
     # Both seeds ask for the same ranks, and so for the same control, which each has.
-    assert seeds == {
-        ("baseline", False): 1,
-        ("svd", False): 1,
-        ("svd", True): 1,
-        (learned, False): 2,
-        (learned, True): 2,
-    }
-    (of_svd,) = (row for row in rows if (row.recipe, row.control) == ("svd", False))
+    assert [(one.recipe, one.seed, one.control) for one in figures] == [
+        ("baseline", 0, False),
+        ("svd", 0, False),
+        ("svd", 0, True),
+        *((learned, seed, control) for seed in (0, 1) for control in (False, True)),
+    ]
+    of_svd = figures[1]
     receipts = [json.loads(path.read_text()) for path in tmp_path.glob("demo/*/receipt.json")]
     (receipt,) = (one for one in receipts if one["recipe"]["label"] == "svd")
     totals = receipt["totals"]
     assert of_svd.kept == round(totals["parameters_after"] / totals["parameters_before"], 3) < 1
-    assert len(of_svd.beats["int_mult"]) == 1 and "| `svd` | 75% |" in real.table(rows)
-    real.summary(rows)
+    assert of_svd.outcomes["int_mult"].beats and "| `svd` | 75% |" in real.table(real.by_recipe(figures))
+    real.summary(real.by_recipe(figures))

@@ -154,12 +154,12 @@ def claimed_effect(entry: Reported) -> float:
     return (entry.after - entry.before) * (1 if entry.higher_is_better else -1)
 
 
-def effect_of_control(cell: Cell, pair: Cell) -> float | None:
-    """The improvement of a control by itself, on the scale of claims, from its score beside the unedited model's."""
-    before, after = cell.baseline_score, pair.baseline_score
+def effect_between(cell: Cell, before: float | None, after: float | None) -> float | None:
+    """The improvement from one score of a cell's metric to another, on the scale of claims; None where one lacks."""
     if before is None or after is None or (_is_perplexity(cell.metric) and min(before, after) <= 0):
         return None
-    return _between(cell.metric, before, after) * (1 if cell.higher_is_better else -1)
+    change = _between(cell.metric, before, after)
+    return change if cell.higher_is_better else -change
 
 
 def measured_effect(cell: Cell) -> ClaimEffect | None:

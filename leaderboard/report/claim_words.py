@@ -11,7 +11,7 @@ from leaderboard.report.claim_verdict import (
     SLACK,
     ClaimState,
     claimed_effect,
-    effect_of_control,
+    effect_between,
     in_units_of,
     measured_effect,
     state_of,
@@ -34,7 +34,8 @@ def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimStat
 
 def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, slack: float = SLACK) -> str:
     """`eigenprune-released on 80 documents: reported 0.1375 -> 0.9750, +0.8375; measured 0.1400 -> 0.9500, +0.8100
-    [+0.7000, +0.8900]; its random-subspace: +0.0100, the edit ahead by +0.8000 (better); the claim is supported: ...`.
+    [+0.7000, +0.8900]; its random-subspace: +0.0100, and the edit against it +0.8000 (better); the claim is
+    supported: ...`.
 
     is_the_claim: whether model and documents are the claim's; a smaller form settles nothing.
     """
@@ -70,10 +71,17 @@ def _measured(metric: str, cell: Cell) -> str:
 
 
 def _of_control(entry: Reported, cell: Cell, pair: Cell) -> str:
-    alone, effect = effect_of_control(cell, pair), measured_effect(pair)
-    own = "no score" if alone is None else in_units_of(entry.metric, alone)
-    ahead = "no interval" if effect is None else in_units_of(entry.metric, effect.point)
-    return f"its {pair.control}: {own}, the edit ahead by {ahead} ({pair.verdict})"
+    """A control by itself and the edit against it, both of plain scores; the word is of the board's comparison."""
+    alone, against = (
+        None if effect is None else in_units_of(entry.metric, effect)
+        for effect in (
+            effect_between(cell, cell.baseline_score, pair.baseline_score),
+            effect_between(cell, pair.baseline_score, pair.score),
+        )
+    )
+    return (
+        f"its {pair.control}: {alone or 'no score'}, and the edit against it {against or 'no score'} ({pair.verdict})"
+    )
 
 
 def _run_line(entry: Reported, command: str | None) -> str:

@@ -1,7 +1,8 @@
 """The result on a real model: every shipped recipe on SmolLM2-135M-Instruct, as a sweep that `make real` runs.
 
 `python results/real/real.py prepare` makes the model and the tasks, `sweep` writes the sweep's file, `table` writes the
-figures and, from them, README.md and its two pictures. No figure is typed by hand.
+figures and, from them, README.md, its two pictures and the short table of the project's README. No figure is typed by
+hand.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -38,7 +39,11 @@ SWEEP = HERE / "sweep.yaml"
 TOO_FEW = ("real_copa", "real_wikitext")
 """Sets with fewer training documents than recipes draw from each task."""
 BASELINE = "baseline"
+SMALL = 0.86
+"""Share of the model's parameters where each matrix keeps four fifths."""
 BROKEN = ("worse", "collapsed")
+OF_SEED = "calibration.seed="
+README_START, README_END = "<!-- real: written by `make real` -->\n", "<!-- end of real -->"
 
 
 def prepare(items: Path | None) -> None:
@@ -95,21 +100,33 @@ def recipes() -> Iterator[str]:
             if seed and not calibrated:
                 continue
             for budget in ("", *_budgets(name)):
-                changes = ",".join(filter(None, (budget, f"calibration.seed={seed}" if calibrated and seed else "")))
-                written = f"{name}:{changes}" if changes else name
-                if (made := parse_recipe(written).recipe_id) not in known:
+                asked = written(f"{name}:{budget}" if budget else name, seed)
+                if (made := parse_recipe(asked).recipe_id) not in known:
                     known.add(made)
-                    yield written
+                    yield asked
+
+
+def written(recipe: str, seed: int) -> str:
+    """A recipe with its calibration seed, which the first seed's leaves out."""
+    return f"{recipe}{',' if ':' in recipe else ':'}{OF_SEED}{seed}" if seed else recipe
+
+
+def _parted(label: str) -> tuple[str, int]:
+    """A recipe and its calibration seed, as `written` has them; a control's name left out."""
+    name, _, changes = label.partition("+")[0].partition(":")
+    given = [change for change in changes.split(",") if change]
+    seeds = [int(change.removeprefix(OF_SEED)) for change in given if change.startswith(OF_SEED)]
+    kept = ",".join(change for change in given if not change.startswith(OF_SEED))
+    return f"{name}:{kept}" if kept else name, seeds[0] if seeds else 0
 
 
 def _budgets(name: str) -> list[str]:
-    """The settings that give a recipe of all matrices our budgets."""
+    """The settings that give a recipe our budgets: of all matrices' parameters, or of units."""
     from harness_ext.errors import RecipeError
     from harness_ext.recipe.recipe import parse_recipe
 
-    if any(tuple(getattr(step, "matrices", ())) != ("all",) for step in parse_recipe(name).steps):
-        return []
-    for key in ("keep.param_fraction", "param_fraction"):
+    of_all = all(tuple(getattr(step, "matrices", ())) == ("all",) for step in parse_recipe(name).steps)
+    for key in ("keep.param_fraction", "param_fraction") if of_all else ("unit_fraction",):
         changes = [f"{key}={budget:g}" for budget in BUDGETS]
         try:
             parse_recipe(f"{name}:{changes[0]}")
@@ -136,24 +153,37 @@ def sweep_file(asked: Sequence[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One recipe at one budget, or its control, over the seeds.
+class Outcome:
+    """What one task says, in the board's words. low, high: 95 %, of the score minus the unedited model's. beats: what
+    the recipe is against its control.
+    """
 
-    kept: share of the parameters if stored as factors. seconds: to learn and to edit. scores, verdicts, beats: by task,
-    a value a seed; beats: what the recipe is against its control. kept and seconds are means.
+    score: float
+    low: float | None
+    high: float | None
+    verdict: str
+    beats: str | None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One recipe at one budget, from one calibration seed; or its control.
+
+    recipe_id: None of the unedited model. kept: share of the parameters if stored as factors. seconds: to learn and to
+    edit. outcomes: by task.
     """
 
     recipe: str
+    seed: int
     control: bool
+    recipe_id: str | None
     kept: float | None
     seconds: float
-    scores: dict[str, list[float]]
-    verdicts: dict[str, list[str]]
-    beats: dict[str, list[str]]
+    outcomes: dict[str, Outcome]
 
 
-def measured(runs: Path) -> list[Row]:
-    """The rows of the runs that are there, the baseline first. Raises LeaderboardError where there is none."""
+def measured(runs: Path) -> list[Figure]:
+    """The figures of the runs that are there. Raises LeaderboardError where there is none."""
     from leaderboard.board.board import board
     from leaderboard.store import queries
     from leaderboard.store.database import open_store
@@ -161,54 +191,126 @@ def measured(runs: Path) -> list[Row]:
     with open_store(runs / "leaderboard.duckdb", read_only=True) as store:
         by_id = {run.run_id: run for run in queries.runs(store)}
         cells = [cell for cell in board(store) if cell.score is not None]
-    of_row: dict[tuple[str, bool], list[Cell]] = {}
+    of_run: dict[str, list[Cell]] = {}
     for cell in cells:
-        run = by_id[cell.run_id]
-        of_row.setdefault((_without_seed(run.recipe_label), run.control is not None), []).append(cell)
-    rows = [_row(key, found, by_id) for key, found in of_row.items()]
-    return sorted(rows, key=lambda row: (row.recipe != BASELINE, row.recipe, row.control))
+        of_run.setdefault(cell.run_id, []).append(cell)
+    return in_order(_figure(by_id[run_id], found) for run_id, found in of_run.items())
 
 
-def _without_seed(label: str) -> str:
-    """A recipe as it is written, its control and its seed left out."""
-    name, _, changes = label.partition("+")[0].partition(":")
-    kept = ",".join(change for change in changes.split(",") if change and not change.startswith("calibration.seed="))
-    return f"{name}:{kept}" if kept else name
+def in_order(figures: Iterable[Figure]) -> list[Figure]:
+    """The unedited model first, then by recipe, seed, and the recipe before its control."""
+    return sorted(figures, key=lambda one: (one.recipe != BASELINE, one.recipe, one.seed, one.control))
 
 
-def _row(key: tuple[str, bool], cells: Sequence[Cell], by_id: Mapping[str, RunRow]) -> Row:
-    runs = {cell.run_id: by_id[cell.run_id] for cell in cells}
-    receipts = [json.loads(Path(run.path, "receipt.json").read_text(encoding="utf-8")) for run in runs.values()]
-    sizes = [run.parameters_after / run.parameters_before for run in runs.values() if run.parameters_before]
-    by_task: dict[str, list[Cell]] = {}
-    for cell in cells:
-        by_task.setdefault(cell.task, []).append(cell)
-    return Row(
-        *key,
-        kept=round(mean(sizes), 3) if sizes else None,
-        seconds=round(mean(one["seconds"]["calibrate"] + one["seconds"]["edit"] for one in receipts), 1),
-        scores={task: [round(cell.score, 6) for cell in found] for task, found in by_task.items()},
-        verdicts={task: [cell.verdict for cell in found] for task, found in by_task.items()},
-        beats={
-            task: [pair.verdict for cell in found for pair in cell.against_controls] for task, found in by_task.items()
-        },
+def _figure(run: RunRow, cells: Sequence[Cell]) -> Figure:
+    from harness_ext.recipe.recipe import parse_recipe
+
+    receipt = json.loads(Path(run.path, "receipt.json").read_text(encoding="utf-8"))
+    size = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
+    name, seed = _parted(run.recipe_label)
+    return Figure(
+        recipe=name,
+        seed=seed,
+        control=run.control is not None,
+        recipe_id=None if name == BASELINE else parse_recipe(written(name, seed)).recipe_id,
+        kept=None if size is None else round(size, 3),
+        seconds=round(receipt["seconds"]["calibrate"] + receipt["seconds"]["edit"], 1),
+        outcomes={cell.task: _outcome(cell) for cell in cells},
     )
 
 
-def stored() -> list[Row]:
-    """The rows of `figures.json`."""
-    return [Row(**row) for row in json.loads(FIGURES.read_text(encoding="utf-8"))]
+def _outcome(cell: Cell) -> Outcome:
+    low, high = (None if limit is None else round(limit, 6) for limit in (cell.low, cell.high))
+    beats = cell.against_controls[0].verdict if cell.against_controls else None
+    return Outcome(round(cell.score, 6), low, high, cell.verdict, beats)
+
+
+def stored() -> list[Figure]:
+    """The figures of `figures.json`, none where it is not there."""
+    if not FIGURES.is_file():
+        return []
+    rows = json.loads(FIGURES.read_text(encoding="utf-8"))
+    return [
+        Figure(**row | {"outcomes": {task: Outcome(**one) for task, one in row["outcomes"].items()}}) for row in rows
+    ]
+
+
+def merged(earlier: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
+    """What is new, and what was measured before and is not measured again: hours of another machine are not lost.
+
+    Left out are recipes that have changed since, and all of it where tasks or the unedited model's scores differ:
+    figures of other hardware do not stand beside these.
+    """
+    from harness_ext.recipe.recipe import parse_recipe
+
+    if not earlier or _scores(earlier[0]) != _scores(new[0]):
+        return list(new)
+    asked = {parse_recipe(one).recipe_id for one in recipes()}
+    again = {(one.recipe, one.seed) for one in new}
+    kept = [one for one in earlier if (one.recipe, one.seed) not in again and one.recipe_id in asked]
+    return in_order([*new, *kept])
+
+
+def _scores(figure: Figure) -> dict[str, float]:
+    return {task: outcome.score for task, outcome in figure.outcomes.items()}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe at one budget over its seeds, and its controls."""
+
+    recipe: str
+    own: list[Figure]
+    controls: list[Figure]
+
+    def of(self, task: str) -> list[Outcome]:
+        return [one.outcomes[task] for one in self.own if task in one.outcomes]
+
+    def words(self, task: str) -> list[str]:
+        return [outcome.verdict for outcome in self.of(task)]
+
+    def says(self, task: str, *words: str) -> bool:
+        """Whether each seed says one of these."""
+        return set(self.words(task)) <= set(words) and bool(self.of(task))
+
+    def beats(self, task: str) -> bool:
+        """Whether each seed beats its control."""
+        return all(outcome.beats == "better" for outcome in self.of(task))
+
+    def shown(self, task: str) -> str:
+        """Mean, and the range of the seeds."""
+        scores = [outcome.score for outcome in self.of(task)]
+        texts = [f"{score:.3g}" for score in (mean(scores), min(scores), max(scores))]
+        return texts[0] if texts[1] == texts[2] else f"{texts[0]}, {texts[1]} to {texts[2]}"
+
+    @property
+    def size(self) -> str:
+        sizes = [one.kept for one in self.own if one.kept is not None]
+        return f"{mean(sizes):.0%}" if sizes else ""
+
+    @property
+    def seconds(self) -> float:
+        return mean(one.seconds for one in self.own)
+
+
+def by_recipe(figures: Sequence[Figure]) -> list[Row]:
+    """The rows, the unedited model first."""
+    rows: dict[str, Row] = {}
+    for one in figures:
+        row = rows.setdefault(one.recipe, Row(one.recipe, [], []))
+        (row.controls if one.control else row.own).append(one)
+    return [row for row in rows.values() if row.own]
 
 
 def summary(rows: Sequence[Row]) -> str:
     """What helps, what breaks, and what controls do: only what every seed says."""
-    base, edited = rows[0], [row for row in rows[1:] if not row.control]
+    base, *edited = rows
     lines = []
-    for task in base.scores:
-        measured_here = [row for row in edited if task in row.scores]
-        helps = [row for row in measured_here if set(row.verdicts[task]) == {"better"}]
-        beating = [row for row in helps if row.beats[task] and set(row.beats[task]) == {"better"}]
-        broken = [row for row in measured_here if set(row.verdicts[task]) <= set(BROKEN)]
+    for task in base.own[0].outcomes:
+        measured_here = [row for row in edited if row.of(task)]
+        helps = [row for row in measured_here if row.says(task, "better")]
+        beating = [row for row in helps if row.beats(task)]
+        broken = [row for row in measured_here if row.says(task, *BROKEN)]
         others = [row for row in helps if row not in beating]
         said = [
             f"better and beating its control: {_names(beating, task)}"
@@ -217,58 +319,85 @@ def summary(rows: Sequence[Row]) -> str:
         ]
         said += [f"better, as its control may be: {_names(others, task)}"] if others else []
         said += [f"{len(broken)} of {len(measured_here)} are worse"]
-        lines.append(f"- `{task}` ({_shown(base, task)} unedited): {'; '.join(said)}.")
+        lines.append(f"- `{task}` ({base.shown(task)} unedited): {'; '.join(said)}.")
     return "\n".join(lines)
 
 
 def _names(rows: Iterable[Row], task: str) -> str:
-    return ", ".join(f"`{row.recipe}` ({_shown(row, task)})" for row in rows)
-
-
-def _shown(row: Row, task: str) -> str:
-    """Mean, and the range of the seeds."""
-    scores = row.scores[task]
-    texts = [f"{score:.3g}" for score in (mean(scores), min(scores), max(scores))]
-    return texts[0] if texts[1] == texts[2] else f"{texts[0]}, {texts[1]} to {texts[2]}"
+    return ", ".join(f"`{row.recipe}` ({row.shown(task)})" for row in rows)
 
 
 def table(rows: Sequence[Row]) -> str:
     """A line a recipe and budget: size, seconds, and of each task score and verdicts, its own and its control's."""
-    names = list(rows[0].scores)
-    controls = {row.recipe: row for row in rows if row.control}
+    names = list(rows[0].own[0].outcomes)
     lines = [f"| recipe | size | s | {' | '.join(f'`{name}`' for name in names)} |", "|---" * (len(names) + 3) + "|"]
     for row in rows:
-        if not row.control:
-            kept = "" if row.kept is None else f"{row.kept:.0%}"
-            cells = [_cell(row, controls.get(row.recipe), name) for name in names]
-            lines.append(f"| `{row.recipe}` | {kept} | {row.seconds:.0f} | {' | '.join(cells)} |")
+        cells = [_cell(row, name) for name in names]
+        lines.append(f"| `{row.recipe}` | {row.size} | {row.seconds:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(row: Row, control: Row | None, task: str) -> str:
-    if task not in row.scores:
+def _cell(row: Row, task: str) -> str:
+    if not row.of(task):
         return "-"
-    said = f"{_shown(row, task)} {_words(row.verdicts[task])}"
-    return f"{said}; control {_words(control.verdicts[task])}" if control and task in control.scores else said
+    said = f"{row.shown(task)} {_counted(row.words(task))}"
+    of_controls = Row(row.recipe, row.controls, []).words(task)
+    return f"{said}; control {_counted(of_controls)}" if of_controls else said
 
 
-def _words(verdicts: Sequence[str]) -> str:
+def _counted(verdicts: Sequence[str]) -> str:
     """`better`, or of several seeds `better 2, undecided 1`."""
     counts = Counter(verdicts)
     return ", ".join(word if len(verdicts) == count else f"{word} {count}" for word, count in counts.most_common())
 
 
-def render(rows: Sequence[Row]) -> str:
+def in_short(rows: Sequence[Row]) -> str:
+    """The table of the project's README, of the first seed: what is better than unedited and than its control on some
+    task, and of the recipes that make the model a sixth smaller the five of the best scores.
+    """
+    base, *edited = rows
+    names = list(base.own[0].outcomes)
+    gains = [row for row in edited if any(row.says(name, "better") and row.beats(name) for name in names)]
+    smaller = [row for row in edited if row not in gains and (row.own[0].kept or 1) <= SMALL]
+    heads = [f"`{name}`: {base.shown(name)}" for name in names]
+    lines = [f"| recipe | size | {' | '.join(heads)} |", "|---" * (len(names) + 2) + "|"]
+    for row in [*_best_first(gains, names), *_best_first(smaller, names)[:5]]:
+        cells = [_difference(base, row, name) for name in names]
+        lines.append(f"| `{row.recipe}` | {row.size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def in_readme(text: str, figures: Sequence[Figure]) -> str:
+    """The project's README with the short table in its place."""
+    before, start, rest = text.partition(README_START)
+    _, end, after = rest.partition(README_END)
+    return "".join((before, start, in_short(by_recipe(figures)), "\n", end, after))
+
+
+def _best_first(rows: Iterable[Row], tasks: Sequence[str]) -> list[Row]:
+    return sorted(rows, key=lambda row: -sum(row.own[0].outcomes[task].score for task in tasks))
+
+
+def _difference(base: Row, row: Row, task: str) -> str:
+    """`+0.030 [+0.010, +0.050] better; control worse`."""
+    found, before = row.own[0].outcomes[task], base.own[0].outcomes[task]
+    limits = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
+    control = f"; control {row.controls[0].outcomes[task].verdict}" if row.controls else ""
+    return f"{found.score - before.score:+.3f}{limits} {found.verdict}{control}"
+
+
+def render(figures: Sequence[Figure]) -> str:
     """The whole of README.md."""
     text = (HERE / "about.md").read_text(encoding="utf-8")
+    rows = by_recipe(figures)
     asked = list(recipes())
-    done = sum(len(next(iter(row.scores.values()))) for row in rows[1:] if not row.control)
-    first_alone = all(len(scores) == 1 for row in rows for scores in row.scores.values())
+    done = sum(len(row.own) for row in rows[1:])
+    first_alone = all(one.seed == 0 for one in figures)
     return text.format(
         summary=summary(rows),
         table=table(rows),
         done=f"{done}, of the first seed alone," if first_alone else done,
-        tasks=", ".join(f"`{name}`" for name in rows[0].scores),
+        tasks=", ".join(f"`{name}`" for name in rows[0].own[0].outcomes),
         asked=len(asked),
         seeds=", ".join(map(str, SEEDS)),
     )
@@ -302,9 +431,11 @@ def main() -> None:
         # JSON is YAML.
         SWEEP.write_text(json.dumps(sweep_file(options.tasks or tasks()), indent=1) + "\n", encoding="utf-8")
     else:
-        rows = measured(HERE / "runs")
-        FIGURES.write_text("[" + ",\n ".join(json.dumps(asdict(row)) for row in rows) + "]\n", encoding="utf-8")
-        (HERE / "README.md").write_text(render(rows), encoding="utf-8")
+        figures = merged(stored(), measured(HERE / "runs"))
+        FIGURES.write_text("[" + ",\n ".join(json.dumps(asdict(one)) for one in figures) + "]\n", encoding="utf-8")
+        (HERE / "README.md").write_text(render(figures), encoding="utf-8")
+        readme = ROOT / "README.md"
+        readme.write_text(in_readme(readme.read_text(encoding="utf-8"), figures), encoding="utf-8")
         pictures(HERE / "runs")
 
 

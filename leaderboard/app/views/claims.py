@@ -22,6 +22,7 @@ from leaderboard.terminal.format import counted, plain
 
 _CONTROL = {True: "yes", False: "no", None: "no control run"}
 _DIFFERENCE = st.column_config.NumberColumn(format="%+.6g")
+_SHARE = st.column_config.NumberColumn(format="percent")
 _SCORE = st.column_config.NumberColumn(format="%.6g")
 
 
@@ -110,6 +111,7 @@ def show_measured(measured: Sequence[Claim]) -> None:
         on_select="rerun",
         selection_mode="single-row",
         column_config={
+            "Kept": _SHARE,
             "Reported improvement": _DIFFERENCE,
             "Improvement": _DIFFERENCE,
             "Low": _DIFFERENCE,
@@ -127,14 +129,17 @@ def _row(claim: Claim) -> dict[str, Any]:
     cell = claim.cell
     assert cell is not None
     limits = improvement_limits(cell)
-    return _reported(claim) | {
+    found = judged_claim(claim.reported, cell)
+    return {
+        **_named(claim),
+        "Claim": found.word,
+        "Why": found.why,
+        **_reported(claim),
         "Before": cell.baseline_score,
         "After": cell.score,
         "Improvement": gained(cell),
         "Low": limits and limits.low,
         "High": limits and limits.high,
-        "Claim": judged_claim(claim.reported, cell).word,
-        "Why": judged_claim(claim.reported, cell).why,
         "Verdict": cell.verdict,
         "Reported direction": {True: "yes", False: "no", None: ""}[claim.agrees],
         "Beats its control": _CONTROL[cell.beats_controls],
@@ -145,12 +150,18 @@ def _row(claim: Claim) -> dict[str, Any]:
     }
 
 
-def _reported(claim: Claim) -> dict[str, Any]:
+def _named(claim: Claim) -> dict[str, Any]:
     return {
         "Method": claim.reported.method,
         "Model": claim.reported.model,
         "Task": claim.reported.task,
         "Metric": claim.reported.metric,
+    }
+
+
+def _reported(claim: Claim) -> dict[str, Any]:
+    return {
+        "Kept": claim.reported.kept,
         "Reported before": claim.reported.before,
         "Reported after": claim.reported.after,
         "Reported improvement": claim.improvement,
@@ -161,7 +172,8 @@ def show_missing(missing: Sequence[Claim]) -> None:
     """What nobody has run here, with the command for the ticked row."""
     st.subheader("Not measured here", anchor=False)
     rows = [
-        _reported(claim)
+        _named(claim)
+        | _reported(claim)
         | {
             "Reported setting": claim.reported.setting,
             "Source": f"{claim.reported.source}, {SURE[claim.reported.sure]}",
@@ -181,6 +193,7 @@ def show_missing(missing: Sequence[Claim]) -> None:
         selection_default={"selection": {"rows": [0]}},
         column_config={
             "Method": st.column_config.TextColumn(width="medium"),
+            "Kept": _SHARE,
             "Reported improvement": _DIFFERENCE,
             "Reported before": _SCORE,
             "Reported after": _SCORE,

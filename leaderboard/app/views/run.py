@@ -144,6 +144,10 @@ def show_command(run: dict[str, Any]) -> None:
 
 def show_own_command(run: dict[str, Any], words: list[str]) -> None:
     """The command that makes this run alone, and folded the one that made it among others."""
+    if len(words) == 1:
+        st.code(plain(words[0]), language=None, wrap_lines=True)
+        st.caption("The call from Python that made it, and what it asked for beside it.")
+        return
     own = own_command(words, run["recipe_label"], run["control"])
     st.code(_typed(words if own is None else own), language=None, wrap_lines=True)
     if own is None:

@@ -135,8 +135,8 @@ def test_the_sentence() -> None:
     cell = replace(CELL, against_controls=(control,))
     assert verdict_sentence(entry(), cell) == (
         "eigenprune on 80 documents: reported 0.1375 -> 0.975, +0.8375; measured 0.14 -> 0.95, +0.8100 [+0.7000,"
-        " +0.8900]; its random-subspace: +0.0100, the edit ahead by +0.8000 (better); the claim is supported: as large"
-        " as reported, and better than its control"
+        " +0.8900]; its random-subspace: +0.0100, and the edit against it +0.8000 (better); the claim is supported: as"
+        " large as reported, and better than its control"
     )
     assert "as open as before" in verdict_sentence(entry(), cell, is_the_claim=False)
     assert "no control was run" in verdict_sentence(entry(), CELL)
@@ -202,3 +202,13 @@ def test_an_unedited_model_claims_a_level(metric: str, reported: float, score: f
     cell = replace(CELL, recipe="baseline", metric=metric, baseline_score=None, score=score, n=n, verdict="baseline")
     assert judged_claim(dense, cell).word == word
     assert verdict_sentence(dense, cell).startswith(f"baseline on {n:,} documents: reported {reported:.4g}; measured ")
+
+
+def test_an_edit_that_is_worse_than_its_control_is_told_by_the_plain_scores() -> None:
+    cell = replace(
+        CELL, metric="token_perplexity", higher_is_better=False, baseline_score=100.0, score=4000.0,
+        delta=3900.0, low=3000.0, high=5000.0, improvement=-3900.0,
+    )  # fmt: skip
+    control = replace(cell, control="noise", baseline_score=200.0, improvement=30.0, verdict="worse")
+    told = verdict_sentence(entry("token_perplexity", 5.68, 7.94), replace(cell, against_controls=(control,)))
+    assert "; its noise: perplexity x 2, and the edit against it perplexity x 20 (worse); " in told
