@@ -266,6 +266,19 @@ class TestRun:
             assert part in said, part
         assert "not there" not in said
 
+    def test_a_call_from_python_is_shown_as_it_was_made(self, made: Any, kit: Any, database: Path) -> None:
+        call = "harness_ext.run(model='hf', recipes=['laser'])"
+        before, after = kit.pair(9, 3)
+        made.run("baseline", {"sums": before})
+        made.run("laser", {"sums": after})
+        for path in made.root.rglob("receipt.json"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"command": [call]}))
+        ingest([made.root], database)
+        with duckdb.connect(str(database), read_only=True) as store:
+            ((key,),) = store.execute("SELECT run_id FROM v_scores WHERE recipe = 'laser' LIMIT 1").fetchall()
+        said = texts(page("run", run=key), "code", "caption")
+        assert call in said and "--recipe" not in said and "The call from Python" in said
+
     def test_searches_and_trainings_come_from_the_receipt_on_disk(self, root: Path, filled: Path) -> None:
         app = page("run", run=run_id(filled, "hostile"))
         assert "Nothing was found: all worse" in texts(app, "text") and "Nothing was found." in texts(app, "text")
