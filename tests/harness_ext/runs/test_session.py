@@ -261,7 +261,8 @@ def test_a_budget_that_the_model_cannot_meet_fails_one_variant_and_the_others_go
     found = {receipt["recipe"]["label"]: receipt for receipt in (json.loads(path.read_text()) for path in paths)}
     failure = found[searched]["failure"]
     assert failure["kind"] == "budget_too_small" and "is too small for a rank of 1 in every matrix" in failure["reason"]
-    assert found["svd:keep.param_fraction=0.8"]["status"] == "complete" and failure["reason"][:40] in ran.out
+    assert found["svd:keep.param_fraction=0.8"]["status"] == "complete"
+    assert failure["reason"] in " ".join(ran.out.split())  # the table wraps what it tells
 
 
 def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_path: Path) -> None:
