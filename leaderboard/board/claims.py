@@ -16,6 +16,8 @@ from leaderboard.board.reported import Reported, published
 from leaderboard.errors import LeaderboardError
 from leaderboard.readers.records import BASELINE
 
+_DECIDED = [verdict for verdict in COMPARED if verdict != "undecided"]
+
 
 class Claim(NamedTuple):
     """A reported pair of scores, and the run of ours beside it; None where nobody has run it."""
@@ -31,8 +33,8 @@ class Claim(NamedTuple):
 
     @property
     def agrees(self) -> bool | None:
-        """Whether the verdict here is of the reported direction; None without a verdict, or where none was reported."""
-        if self.cell is None or self.cell.verdict not in COMPARED or not self.improvement:
+        """Whether the verdict here is of the reported direction; None where none was reported, or none is decided."""
+        if self.cell is None or self.cell.verdict not in _DECIDED or not self.improvement:
             return None
         return self.cell.verdict == ("better" if self.improvement > 0 else "worse")
 

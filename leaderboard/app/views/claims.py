@@ -20,6 +20,7 @@ from leaderboard.report.claim_words import judged_claim
 from leaderboard.report.words import improvement_limits
 from leaderboard.terminal.format import counted, plain
 
+NOT_MEASURED = "not measured"
 _CONTROL = {True: "yes", False: "no", None: "no control run"}
 _DIFFERENCE = st.column_config.NumberColumn(format="%+.6g")
 _SHARE = st.column_config.NumberColumn(format="percent")
@@ -31,13 +32,16 @@ def main() -> None:
     overview = layout.overview_or_stop()
     keys = {key for key, name in overview.value.names.items() if any(is_of_model(entry, name) for entry in published())}
     found = chosen(claims(linked_table.cells_of(keys, overview)))
-    measured = of_states([claim for claim in found if claim.cell is not None])
-    st.markdown(sentence(found, measured))
-    if measured:
+    states = _filter(st, "State", "state", (*CLAIM_WORDS, NOT_MEASURED))
+    st.markdown(sentence(found, [claim for claim in found if claim.cell is not None]))
+    wanted = [claim for claim in found if state(claim) in states]
+    if found and not wanted:
+        st.info(f"No claim of these is {' or '.join(states)}.")
+    if measured := [claim for claim in wanted if claim.cell is not None]:
         show_measured(measured)
     # what can be measured here first, in the order of the papers
     missing = sorted(
-        (claim for claim in found if claim.cell is None), key=lambda claim: command_for(claim.reported) is None
+        (claim for claim in wanted if claim.cell is None), key=lambda claim: command_for(claim.reported) is None
     )
     if missing:
         show_missing(missing)
@@ -54,9 +58,9 @@ def main() -> None:
 def chosen(found: Sequence[Claim]) -> list[Claim]:
     """The claims of the papers, models and methods in the filters."""
     places = st.columns(3)
-    papers = _filter(places[0], "Papers", "paper", [claim.reported.paper for claim in found])
-    models = _filter(places[1], "Models", "reported-model", [claim.reported.model for claim in found])
-    methods = _filter(places[2], "Methods", "method", [claim.reported.method for claim in found])
+    papers = _filter(places[0], "Papers", "paper", sorted({claim.reported.paper for claim in found}))
+    models = _filter(places[1], "Models", "reported-model", sorted({claim.reported.model for claim in found}))
+    methods = _filter(places[2], "Methods", "method", sorted({claim.reported.method for claim in found}))
     return [
         claim
         for claim in found
@@ -64,23 +68,12 @@ def chosen(found: Sequence[Claim]) -> list[Claim]:
     ]
 
 
-def of_states(measured: Sequence[Claim]) -> list[Claim]:
-    """Those of the measured claims whose state is among the chosen."""
-    if not measured:
-        return []
-    states = [state(claim) for claim in measured]
-    wanted = _filter(st, "State", "state", states)
-    return [claim for claim, found in zip(measured, states) if found in wanted]
-
-
 def state(claim: Claim) -> str:
-    """What became of a measured claim."""
-    assert claim.cell is not None
-    return judged_claim(claim.reported, claim.cell).word
+    """What became of a claim."""
+    return NOT_MEASURED if claim.cell is None else judged_claim(claim.reported, claim.cell).word
 
 
-def _filter(place: Any, label: str, key: str, values: Sequence[str]) -> list[str]:
-    options = sorted(set(values))
+def _filter(place: Any, label: str, key: str, options: Sequence[str]) -> list[str]:
     return url_state.any_of(place, label, options, key, placeholder=f"All {label.lower()}") or options
 
 

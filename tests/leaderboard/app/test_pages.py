@@ -212,5 +212,10 @@ def test_claims_stand_beside_what_was_measured(made: Any, kit: Any, monkeypatch:
     assert missing["Command"].str.startswith("lm_eval run").any()
     assert any("pretrained=" in str(code.value) for code in app.code)
     assert "it has other settings or a part of the documents" in texts(app)
+    one = page("claims", state="incomparable")
+    assert list(one.dataframe[0].value["Claim"]) == ["incomparable"] and "Not measured here" not in texts(one)
+    assert len(page("claims", state="not measured").dataframe) == 1
+    none = page("claims", state="supported")
+    assert not none.warning and [told.value for told in none.info] == ["No claim of these is supported."]
     only = page("claims", method="LASER")
     assert set(only.dataframe[0].value["Method"]) == {"LASER"} and "**None** of 48 reported results" in texts(only)
