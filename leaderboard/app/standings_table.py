@@ -64,7 +64,7 @@ def column_config(board: Standings, tasks: Sequence[str]) -> dict[str, Any]:
         ),
         SETTINGS: column.TextColumn(width=170),
         SIZE: column.ProgressColumn(
-            format="%.0f %%",
+            format="%.1f %%",
             min_value=0,
             max_value=100,
             color="gray",

@@ -215,8 +215,11 @@ def magnitude(count: float) -> str:
 
 
 def share(kept: float | None) -> str:
-    """`55 %` of the parameters."""
-    return "" if kept is None else f"{100 * kept:.3g} %" if kept < 0.0995 else f"{100 * kept:.0f} %"
+    """`55 %` of the parameters; of next to none or next to all, three digits, so that 99.6 % is not written as all."""
+    if kept is None:
+        return ""
+    near_an_end = kept < 0.0995 or 0.995 <= kept < 0.9995
+    return f"{100 * kept:.3g} %" if near_an_end else f"{100 * kept:.0f} %"
 
 
 class Note(NamedTuple):

@@ -70,9 +70,12 @@ def show_grid(found: Sequence[Line]) -> None:
             f"The first {DRAWN} of {len(found)} recipes, those on most models; choose others above. The tables hold"
             " all."
         )
-    best = max(drawn, key=lambda line: (line.count("better") - line.harmful, line.compared))
+    recipes = [line for line in drawn if not line.control]
+    best = max(recipes or drawn, key=lambda line: (line.count("better") - line.harmful, line.compared))
     models = counted(len(across_models.models_of(drawn)), "model", "models")
-    said = f"{len(drawn)} recipes on {models}." if len(drawn) > 1 else ""
+    kinds = ((len(recipes), "recipe"), (len(drawn) - len(recipes), "control"))
+    listed = " and ".join(counted(number, kind, f"{kind}s") for number, kind in kinds if number)
+    said = f"{listed} on {models}." if len(drawn) > 1 else ""
     layout.plot(
         sign_grid(drawn),
         f"{said} {plain(best.recipe)}: {across_models.sentence(best)}. Signs:"

@@ -197,6 +197,17 @@ class TestAcross:
         # what there is, and all boards
         assert "5 models" in next(descriptions(page("across", least="1"))) and len(opened) == 2
 
+    def test_controls_are_not_counted_as_recipes(self, made: Any, kit: Any, database: Path) -> None:
+        before, after = kit.pair(40, 20, gained=10)
+        made.run("baseline", {"sums": before})
+        made.run("laser", {"sums": after})
+        path = made.run("laser+random-subspace", {"sums": before}) / "receipt.json"
+        receipt = json.loads(path.read_text())
+        receipt["recipe"] |= {"control": "random-subspace", "control_of": kit.sha("laser")}
+        path.write_text(json.dumps(receipt))
+        assert not ingest([made.root], database).rejected
+        assert "1 recipe and 1 control on 1 model. laser:" in next(descriptions(page("across", least="1")))
+
     def test_filters(self, filled: Path) -> None:
         assert list(tables(page("across"))[0]["Recipe"]) == ["laser"]
         app = page("across", least="1", recipe=HOSTILE)

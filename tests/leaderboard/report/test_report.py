@@ -21,6 +21,7 @@ from leaderboard.report.html import as_html
 from leaderboard.report.markdown import as_markdown_report
 from leaderboard.report.plots import interval_plot, size_plot
 from leaderboard.report.svg import standalone
+from leaderboard.report.words import share
 
 HOSTILE = "x\"'><script>alert(1)</script> javascript:alert(2) \u202eevil\u202c | `@all` [l](http://example.org)"
 VOID = {"meta", "input", "wbr", "link", "br", "img"}
@@ -232,3 +233,9 @@ def test_fifty_runs_are_small_and_many_still_open(made: Any, kit: Any) -> None:
     page = Page(text)
     assert "The first 60 rows by rank" in " ".join(page.texts["p"])
     assert max(drawn.count("laser:") for drawn in page.texts["svg"]) <= 2 * 62
+
+
+def test_a_share_near_all_is_not_written_as_all() -> None:
+    assert [share(kept) for kept in (1.0, 0.9997, 0.996, 0.994, 0.55, 0.0312, None)] == [
+        "100 %", "100 %", "99.6 %", "99 %", "55 %", "3.12 %", ""
+    ]  # fmt: skip
