@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 SMALLER_LIMIT = 200
 """Documents of a claim's smaller form."""
+_AS_IN_RUN = ("limit", "device", "batch_size", "seed", "include_path", "output_path")
+"""Options that are handed on to `lm_eval run` as they are given."""
 EPILOG = """
 examples:
   $ lm_eval claims
@@ -67,7 +72,7 @@ class Claims(RecipesCommand):
     @staticmethod
     def _list(args: argparse.Namespace) -> None:
         from leaderboard.board.reported import headlines, published
-        from leaderboard.terminal.output import written
+        from leaderboard.terminal.output import terminal_style, written
 
         wanted = {name: getattr(args, name).lower() for name in ("paper", "model", "task")}
         entries = [entry for entry in published() if _is_wanted(entry, wanted)]
@@ -77,7 +82,7 @@ class Claims(RecipesCommand):
         if args.form != "text":
             print(written(args.form, [_row(entry, states) for entry in entries]))
             return
-        print("\n".join(_listing(entries, others, states)) or "No claim is like that.")
+        print("\n".join(_listing(entries, others, states, terminal_style().width)) or "No claim is like that.")
 
     @staticmethod
     def _show(args: argparse.Namespace) -> None:
@@ -91,6 +96,7 @@ class Claims(RecipesCommand):
 
     @staticmethod
     def _run(args: argparse.Namespace) -> None:
+        from harness_ext.cli.run_recipes import quoted
         from harness_ext.cli.smaller_claims import quieten_limit, standing_in
         from harness_ext.runs.python_api import run
         from leaderboard.board.claims import of_identity
@@ -99,13 +105,18 @@ class Claims(RecipesCommand):
         rows = of_identity(args.claim)
         asked = _protocol(rows[0], args)
         stand_in = [standing_in(rows[0].task)] if args.smaller else []
-        print("\n".join([*claim_lines(rows), *filter(None, stand_in)]), flush=True)
+        print("\n".join([*claim_lines(rows, _as_command(asked)), *filter(None, stand_in)]), flush=True)
         if args.smaller and args.limit is None:
             quieten_limit()
         result = run(**asked, verbose=True)
         found = list(_sentences(rows, result.cells, is_the_claim=_is_of_the_claim(rows[0], args)))
         reasons = [f"the recipe failed: {reason}" for reason in result.failed.values()]
-        print("\n" + "\n".join(found or reasons or ["no score of the claim's metric came of it"]))
+        print("\n" + "\n".join(found or reasons or ["no score of the claim's metric came of it"]), flush=True)
+        database = quoted(result.database)
+        edited = result.runs[:2][-1].path  # the unedited model's comes first
+        print(f"\nruns      {result.runs[0].path.parent}", file=sys.stderr)
+        print(f"details   lm_eval show --database {database} {quoted(edited)}", file=sys.stderr)
+        print(f"browse    lm_eval leaderboard --database {database}", file=sys.stderr)
 
 
 def _add_run_arguments(run: argparse.ArgumentParser) -> None:
@@ -153,15 +164,25 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     if "pretrained" not in given and model is None:
         raise UserError(f"no name of {entry.model} on the hub is known: give one with --model_args pretrained=")
     smaller = {"limit": SMALLER_LIMIT} if args.smaller else {}
-    named = ("limit", "device", "batch_size", "seed", "include_path", "output_path")
     return {
         "model_args": {"pretrained": model, **given},
         "tasks": [sample_for(entry.task) if args.smaller else entry.task],
         "recipes": [smaller_recipe(recipe, entry, str(given.get("pretrained", model))) if args.smaller else recipe],
         "controls": args.control or ([] if of_unedited(entry) else ["random-subspace"]),
         **smaller,
-        **{name: value for name in named if (value := getattr(args, name)) is not None},
+        **{name: value for name in _AS_IN_RUN if (value := getattr(args, name)) is not None},
     }
+
+
+def _as_command(asked: dict[str, Any]) -> str:
+    """What is run, as one would type it."""
+    given = ",".join(f"{key}={value}" for key, value in asked["model_args"].items())
+    words = ["lm_eval", "run", "--model", "hf", "--model_args", given, "--tasks", *asked["tasks"]]
+    words += ["--recipe", *asked["recipes"]]
+    words += ["--control", *asked["controls"]] if asked["controls"] else []
+    for name in _AS_IN_RUN:
+        words += [f"--{name}", f"{asked[name]:g}" if name == "limit" else str(asked[name])] if name in asked else []
+    return shlex.join(words)
 
 
 def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:
@@ -240,21 +261,33 @@ def _row(entry: Reported, states: dict[Reported, str]) -> dict[str, Any]:
     }
 
 
-def _listing(entries: Iterable[Reported], headlines: Iterable[Headline], states: dict[Reported, str]) -> Iterator[str]:
-    """The claims by paper, a line each: what it is called, its pairs, and what was measured of it. How sure a reading
-    is and the setting stand above the rows that have them in common.
+def _listing(
+    entries: Iterable[Reported], headlines: Iterable[Headline], states: dict[Reported, str], width: int
+) -> Iterator[str]:
+    """The claims by paper, a line each: what it is called, its pairs, and what was measured of it, beneath the name
+    where the width has no room beside it. How sure a reading is and the setting stand above the rows that have them in
+    common.
     """
     from leaderboard.board.reported import SURE
 
     for paper, of_paper in groupby(entries, lambda entry: (entry.paper, entry.source)):
-        yield f"{paper[0]} ({paper[1]})"
+        yield from _wrapped(f"{paper[0]} ({paper[1]})", width, "")
         for (sure, setting), alike in groupby(of_paper, lambda entry: (entry.sure, entry.setting)):
-            yield f"  {SURE[sure]}" + (f"; {setting}" if setting else "")
+            yield from _wrapped(SURE[sure] + (f"; {setting}" if setting else ""), width, "  ")
             for _, of_row in groupby(alike, lambda entry: entry.identity):
                 rows = list(of_row)
                 pairs = "  ".join(f"{row.metric} {row.before:.4g} -> {row.after:.4g}" for row in rows)
                 found = next((states[row] for row in rows if row in states), "")
-                yield f"    {rows[0].identity:60} {pairs}" + (f"  here: {found}" if found else "")
+                said = pairs + (f"  here: {found}" if found else "")
+                line = f"    {rows[0].identity:{max(1, min(60, width - 44))}} {said}"
+                yield from (
+                    [line] if len(line) <= width else [f"    {rows[0].identity}", *_wrapped(said, width, " " * 6)]
+                )
         yield ""
     for one in headlines:
-        yield f"{one.paper} ({one.source}; {one.where}, {SURE[one.sure]}): {one.claim}"
+        yield from _wrapped(f"{one.paper} ({one.source}; {one.where}, {SURE[one.sure]}): {one.claim}", width, "")
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    indents = {"initial_indent": indent, "subsequent_indent": f"{indent}  "}
+    return textwrap.wrap(text, width, **indents, break_on_hyphens=False, break_long_words=False)

@@ -27,11 +27,24 @@ def test_every_claim_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert call(monkeypatch) == 0
     shown = capsys.readouterr().out
     assert all(entry.identity in shown for entry in published())
-    assert all(one.claim in shown for one in headlines())
+    in_one_line = " ".join(shown.split())
+    assert all(" ".join(one.claim.split()) in in_one_line for one in headlines())
     assert call(monkeypatch, "list", "--json", "--model", "gpt-j", "--task", "counterfact") == 0
     rows = json.loads(capsys.readouterr().out)
     assert {(row["task"], row["model"]) for row in rows} == {("counterfact", "GPT-J")}
     assert {row["sure"] for row in rows} == {"paper"} and all(row["where"] for row in rows)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_list_fits_the_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert call(monkeypatch, "--model", "llama-7b") == 0
+    lines = capsys.readouterr().out.splitlines()
+    # a name is in one piece, whatever its length
+    assert [line for line in lines if len(line) > width and len(line.split()) > 1] == []
+    assert any(line.startswith("      ") and " -> " in line for line in lines)
 
 
 def test_no_two_rows_have_one_name() -> None:
@@ -108,7 +121,13 @@ def test_a_smaller_form_runs_and_settles_nothing(
 ) -> None:
     arguments = ("run", "eigenpruning/phi-2/int_mult", "--smaller", "--limit", "20", "--device", "cpu")
     assert call(monkeypatch, *arguments) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-1]
+    said = capsys.readouterr()
+    last = said.out.strip().splitlines()[-1]
+    assert (
+        "run       lm_eval run --model hf --model_args pretrained=demo --tasks int_mult --recipe eigenprune-released"
+        " --control random-subspace --limit 20 --device cpu\n"
+    ) in said.out
+    assert "lm_eval show --database results/leaderboard.duckdb results/demo/eigenprune-released-" in said.err
     assert last.startswith("acc: eigenprune-released on first 20 of 80 documents: reported 0.1375 -> 0.975, +0.8375; ")
     assert last.endswith("so the claim is as open as before")
     assert "random-subspace" in last
