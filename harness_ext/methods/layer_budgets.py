@@ -22,8 +22,6 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from harness_ext.errors import UserError
-
 LayerRule = Literal["uniform", "block-influence", "angular", "cumulative-variance"]
 _DOUBLINGS, _HALVINGS = 200, 60
 _ROUNDING = 1e-12
@@ -40,14 +38,11 @@ class LayerShares(NamedTuple):
 
 
 def by_influence(influence: Mapping[int, float], removed: float, epsilon: float, cap: float) -> LayerShares:
-    """influence: s of every layer, by its number. removed: phi_mean. Raises UserError where no epsilon keeps every
+    """influence: s of every layer, by its number. removed: phi_mean. Raises ValueError where no epsilon keeps every
     layer below the cap.
     """
     if removed >= cap:
-        raise UserError(
-            f"a share of {removed:.3g} of the units is to go, and no layer is to lose more than {cap:.3g} (cap): raise"
-            " unit_fraction or cap, or set rule=uniform"
-        )
+        raise ValueError(f"a share of {removed} is to go, and no layer is to lose more than {cap}")
     low, high = epsilon, epsilon
     for _ in range(_DOUBLINGS):
         if max(_softmax(influence, removed, high).values()) <= cap:
@@ -85,21 +80,20 @@ def by_angle(angles: Mapping[int, float], removed: float) -> LayerShares:
 
 def by_variance(variances: Mapping[int, Sequence[float]], removed: float) -> LayerShares:
     """variances: of every layer, by its number, what each unit has that those before it do not explain, in their order.
-    Each layer keeps the fewest units that have tau of its variance, one at least; tau, found by bisection, is the
-    largest at which the mean share over layers is no more than asked for.
+    Each layer keeps the fewest units that have tau of its variance, one at least; tau is the largest at which the mean
+    share over layers is no more than asked for: a share that some layer's units reach, 0 where none is small enough.
+    Shares that differ by rounding alone are one, so that layers alike but for their scale lose alike.
     """
-    reached = {layer: list(itertools.accumulate(own)) for layer, own in variances.items()}
+    sums = {layer: list(itertools.accumulate(own)) for layer, own in variances.items()}
+    reached = {layer: [part / own[-1] if own[-1] else 1.0 for part in own] for layer, own in sums.items()}
 
     def kept(tau: float) -> dict[int, float]:
-        return {
-            layer: min(len(sums), bisect_left(sums, tau * sums[-1]) + 1) / len(sums) for layer, sums in reached.items()
-        }
+        least = tau * (1 - _ROUNDING)
+        return {layer: (bisect_left(shares, least) + 1) / len(shares) for layer, shares in reached.items()}
 
-    def fits(tau: float) -> bool:
-        return sum(kept(tau).values()) <= (1 - removed) * len(reached) * (1 + _ROUNDING)
+    def too_much(tau: float) -> bool:
+        return sum(kept(tau).values()) > (1 - removed) * len(reached) * (1 + _ROUNDING)
 
-    low, high = (1.0, 1.0) if fits(1.0) else (0.0, 1.0)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return LayerShares({layer: 1 - share for layer, share in kept(low).items()}, tau=low)
+    taus = sorted({0.0, *itertools.chain(*reached.values())})
+    tau = taus[max(0, bisect_left(taus, True, key=too_much) - 1)]
+    return LayerShares({layer: 1 - share for layer, share in kept(tau).items()}, tau=tau)

@@ -60,6 +60,14 @@ def everything(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, A
     return matrices
 
 
+Contradiction = Callable[[Mapping[str, Any]], str]
+
+
+def consistent(settings: Mapping[str, Any]) -> str:
+    """Settings of which each value goes with every other: nothing to say."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Search:
     """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its
@@ -68,7 +76,8 @@ class Search:
 
     among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where
     that is none. components: of a search for steps that take whole units away, the kinds of components that it knows,
-    each by the role of the matrix that stands for one.
+    each by the role of the matrix that stands for one. contradiction: what its settings, taken together, are at fault
+    for, empty where nothing; a recipe is refused for it when it is read, before a model is loaded.
     """
 
     name: str
@@ -83,6 +92,7 @@ class Search:
     needs: str = "labelled documents"
     revision: int = 1
     components: Mapping[str, str] = field(default_factory=dict)
+    contradiction: Contradiction = consistent
 
 
 def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> int:
@@ -162,6 +172,16 @@ def of_components(kinds: Mapping[str, str]) -> Callable[[Callable[..., SearchRes
 
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
         _registry[function.__name__] = replace(_registry[function.__name__], components=kinds)
+        return function
+
+    return register
+
+
+def refusing(contradiction: Contradiction) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
+    """Say of a registered search, above its decorator, what its settings may be at fault for; see `contradiction`."""
+
+    def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
+        _registry[function.__name__] = replace(_registry[function.__name__], contradiction=contradiction)
         return function
 
     return register

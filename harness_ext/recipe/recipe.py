@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from harness_ext.errors import RecipeError, nearest
 from harness_ext.methods.budget import MEASURES
+from harness_ext.methods.search_registry import registered_searches
 from harness_ext.recipe.overrides import (
     parse_changes,
     split_outside_brackets,
@@ -373,6 +374,8 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
         mistakes += _sentences(error, where, model)
         return None
     mistakes += [f"{where}{key}: {trouble}" for key, trouble in mistyped(step, read)]
+    if read.is_search and (contradiction := registered_searches()[read.method].contradiction(read.parameters)):
+        mistakes.append(f"{where}{contradiction}")
     return read
 
 

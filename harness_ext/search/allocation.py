@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from harness_ext.errors import BudgetTooSmall, UserError
+from harness_ext.errors import BudgetTooSmall
 from harness_ext.methods import allocation
-from harness_ext.methods.search_registry import Fraction, SearchResult, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, refusing, search
 from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
 
 if TYPE_CHECKING:
     from harness_ext.search.evaluator import CandidateEvaluator
 
 
+def _contradiction(settings: Mapping[str, Any]) -> str:
+    rule = settings["rule"]
+    if settings["threshold"] is None or rule == "marchenko-pastur":
+        return ""
+    return f"threshold: it belongs to the rule marchenko-pastur, and {rule} has none; leave it out"
+
+
+@refusing(_contradiction)
 @search(
     summary="A rank for every matrix under one budget, by a rule on the spectra of what is truncated.",
     trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
@@ -46,8 +54,6 @@ def allocate_ranks(
     param_fraction of 1 leaves ranks as they are, which is without a budget. Raises BudgetTooSmall for a budget that
     cannot be met so.
     """
-    if threshold is not None and rule != "marchenko-pastur":
-        raise UserError(f"threshold: it belongs to the rule marchenko-pastur, and {rule} has none; leave it out")
     spectra = {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, factorisation)}
     dense = _before_the_last(evaluator, last_blocks)
     if rule == "least-error":

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from harness_ext.errors import UserError, VariantFailed
+from harness_ext.errors import VariantFailed
 from harness_ext.methods import allocation
 from harness_ext.methods.allocation import Spectrum
-from harness_ext.methods.search_registry import Fraction, SearchResult, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, refusing, search
 from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
 
 if TYPE_CHECKING:
@@ -57,6 +57,12 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     return measured + len(_depths(settings)) if measured else 0
 
 
+def _contradiction(settings: Mapping[str, Any]) -> str:
+    least, most = settings["least"], settings["most"]
+    return f"least: {least:g} is above most, {most:g}, and no rank lies between them" if least > most else ""
+
+
+@refusing(_contradiction)
 @search(
     summary="Measure each matrix by itself at a low rank; make the plan of ranks that moves predictions least.",
     trials=_count,
@@ -82,8 +88,6 @@ def lems(
 
     Raises BudgetTooSmall for a budget that cannot be met so, and VariantFailed where no plan's predictions are finite.
     """
-    if least > most:
-        raise UserError(f"least, {least:g}, is above most, {most:g}: no rank lies between them")
     if param_fraction == 1:
         return _dense()
     # A budget that cannot be met is told before anything is tried.

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.layer_budgets import LayerRule, LayerShares, by_angle, by_influence, by_variance
-from harness_ext.methods.search_registry import Fraction, SearchResult, of_components, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, of_components, refusing, search
 from harness_ext.methods.unit_selection import Ranking, unexplained_variances
 
 if TYPE_CHECKING:
@@ -34,6 +34,17 @@ _LEAST_SHARE = 1e-6
 _MOMENT = "input_second_moment"
 
 
+def _contradiction(settings: Mapping[str, Any]) -> str:
+    removed, cap = 1 - settings["unit_fraction"], settings["cap"]
+    if settings["rule"] != "block-influence" or removed < cap:
+        return ""
+    return (
+        f"unit_fraction: a share of {removed:.3g} of the units is to go, and no layer is to lose more than {cap:.3g}"
+        " (cap): raise unit_fraction or cap, or set rule=uniform"
+    )
+
+
+@refusing(_contradiction)
 @of_components({"k_proj": "scores", "v_proj": "unattended", "o_proj": "values", "down_proj": "mlp"})
 @search(
     summary="A share of units for every layer under one mean, by how far the layer turns its hidden states.",

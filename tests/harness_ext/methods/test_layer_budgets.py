@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from harness_ext.errors import UserError
 from harness_ext.methods.layer_budgets import by_angle, by_influence, by_variance
 
 INFLUENCES = st.lists(st.floats(0, 2), min_size=1, max_size=12)
@@ -58,7 +57,7 @@ def test_layers_alike_lose_alike_and_the_more_a_layer_does_the_less_it_loses() -
 
 
 def test_more_than_the_cap_cannot_be_taken_from_every_layer() -> None:
-    with pytest.raises(UserError, match=r"a share of 0\.85 of the units is to go.*raise unit_fraction or cap"):
+    with pytest.raises(ValueError, match=r"a share of 0\.85 is to go, and no layer is to lose more than 0\.8"):
         by_influence({0: 0.1, 1: 0.2}, 0.85, 0.15, 0.8)
 
 
@@ -83,6 +82,7 @@ def fewest(variances: numpy.ndarray, tau: float) -> int:
 
 @settings(deadline=None)
 @given(VARIANCES, st.floats(0.01, 0.9))
+@example([[1.0, 1.0, 1.0], [1e-6, 1e-6, 1e-6]], 0.5)
 def test_by_variance_every_layer_keeps_the_fewest_units_of_one_tau_within_the_budget(
     variances: list[list[float]], removed: float
 ) -> None:
@@ -102,6 +102,7 @@ def test_by_variance_every_layer_keeps_the_fewest_units_of_one_tau_within_the_bu
 
 
 def test_by_variance_layers_alike_lose_alike_and_those_of_few_strong_units_more() -> None:
+    assert len(set(by_variance({0: [1.0] * 3, 1: [1e-6] * 3}, 0.5).removed.values())) == 1
     assert by_variance({3: [2.0, 1.0, 1.0, 0.5], 7: [4.0, 2.0, 2.0, 1.0]}, 0.5).removed == {3: 0.5, 7: 0.5}
     found = by_variance({0: [100.0, 1, 1, 1], 1: [1.0, 1, 1, 1]}, 0.375)
     assert found.removed == {0: 0.75, 1: 0.0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from harness_ext.editing.controls import check_control
@@ -145,3 +147,22 @@ def test_other_near_misses() -> None:
 def test_a_share_of_units_is_a_share_or_one_for_each_matrix(share: str) -> None:
     with pytest.raises(RecipeError, match="give a share above 0 and at most 1, or a mapping with one for each matrix"):
         parse_recipe(f"modegpt-mlp:unit_fraction={share}")
+
+
+@pytest.mark.parametrize(
+    ("specification", "said"),
+    [
+        ("lems:least=0.5,most=0.3", "least: 0.5 is above most, 0.3, and no rank lies between them"),
+        ("d-rank:threshold=2.0", "threshold: it belongs to the rule marchenko-pastur, and d-rank has none"),
+        ("modegpt:unit_fraction=0.2", "unit_fraction: a share of 0.8 of the units is to go, .* more than 0.8"),
+    ],
+)
+def test_settings_of_a_search_that_contradict_each_other_are_refused_before_a_model_is_loaded(
+    specification: str, said: str
+) -> None:
+    assert re.search(said, refused(specification))
+
+
+def test_settings_that_only_meet_are_taken() -> None:
+    for specification in ("lems:least=0.5,most=0.5", "modegpt:unit_fraction=0.2,rule=uniform"):
+        assert parse_recipe(specification).steps

@@ -286,8 +286,8 @@ SHARES = {"unit_fraction": "unit_fraction", "keep": "keep.param_fraction", "para
 def test_a_budget_that_no_model_can_meet_is_refused_or_told(name: str, make_lm) -> None:
     lm = make_lm("llama")
     step = "steps.0." if name == "a3" else ""
-    recipe = parse_recipe(f"{name}:{step}{SHARES[BY_BUDGET[name]]}=0.000001")
     try:
+        recipe = parse_recipe(f"{name}:{step}{SHARES[BY_BUDGET[name]]}=0.000001")
         applied = lm.apply(recipe, drawing(documents_for(lm, 4)))
     except BudgetTooSmall as error:
         assert "too small" in str(error)

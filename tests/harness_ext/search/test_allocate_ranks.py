@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from harness_ext.errors import BudgetTooSmall, UserError
+from harness_ext.errors import BudgetTooSmall
 from harness_ext.methods.allocation import Spectrum, d_rank, least_error, scaled
 from harness_ext.model.size import stored_parameters
 from tests.harness_ext.search.test_searches import documents_for, found_by
@@ -102,9 +102,3 @@ def test_the_edge_of_the_noise_is_that_of_the_method(make_lm: Any) -> None:
         for matrix in matrices
         if kept[matrix.parameter] * sum(matrix.shape) < matrix.shape[0] * matrix.shape[1]
     }
-
-
-def test_a_threshold_belongs_to_the_edge_of_noise(make_lm: Any) -> None:
-    lm = make_lm("llama")
-    with pytest.raises(UserError, match="threshold: it belongs to the rule marchenko-pastur"):
-        found_by(lm, "d-rank:threshold=2.0", documents_for(lm, 8))
