@@ -289,5 +289,5 @@ def _listing(
 
 
 def _wrapped(text: str, width: int, indent: str) -> list[str]:
-    indents = {"initial_indent": indent, "subsequent_indent": f"{indent}  "}
-    return textwrap.wrap(text, width, **indents, break_on_hyphens=False, break_long_words=False)
+    lines = textwrap.TextWrapper(width, indent, f"{indent}  ", break_on_hyphens=False, break_long_words=False)
+    return lines.wrap(text)

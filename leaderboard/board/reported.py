@@ -26,6 +26,7 @@ from leaderboard.errors import LeaderboardError
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _FIXED = ("recipe", "model", "task")
+_TEXTS = ("task", "setting", "run", "where")
 _OPTIONAL = ("setting", "kept", "run", "where", "sure")
 _Sure = Literal["paper", "abstract", "code", "secondary"]
 SURE = {
@@ -144,6 +145,8 @@ class _Table(BaseModel):
                 return f"{name!r} is not among {', '.join(known)}"
         if (sure := values.get("sure")) is not None and sure not in SURE:
             return f"{sure!r} is not among {', '.join(SURE)}"
+        if wrong := [name for name in _TEXTS if not isinstance(values.get(name), (str, type(None)))]:
+            return f"{wrong[0]} must be text, not {values[wrong[0]]!r}: quote it, if it has a colon"
         kept = values.get("kept")
         if kept is not None and not (isinstance(kept, (int, float)) and 0 < kept <= 100):
             return f"kept must be a percentage, not {kept!r}"

@@ -73,7 +73,7 @@ def state(claim: Claim) -> str:
     return NOT_MEASURED if claim.cell is None else judged_claim(claim.reported, claim.cell).word
 
 
-def _filter(place: Any, label: str, key: str, options: Sequence[str]) -> list[str]:
+def _filter(place: Any, label: str, key: str, options: Sequence[str]) -> Sequence[str]:
     return url_state.any_of(place, label, options, key, placeholder=f"All {label.lower()}") or options
 
 

@@ -177,6 +177,7 @@ def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, databa
     [
         ("sure", "certain", "sure"),
         ("rows", [["LASER", "GPT-J", "t", [1, 2]]], "4 values for 7 columns"),
+        ("rows", [["LASER", "GPT-J", "t", [1, 2], None, {"ranks": 8}, None]], "setting must be text, not {'ranks': 8}"),
         ("columns", ["model"], "columns must be"),
         ("extra", 1, "extra"),
     ],
