@@ -235,6 +235,15 @@ class InputCrossMoment:
         return self._total / self._tokens
 
 
+def _squared_columns(g: Tensor, x: Tensor) -> Tensor:
+    """The squared columns of `g^T x`, summed, `[n]`: g `[tokens, m]`, x `[tokens, n]`; by the way of fewer products."""
+    tokens, rows, columns = x.shape[0], g.shape[1], x.shape[1]
+    if rows * columns < tokens * (rows + columns):
+        return sum((g[:, block].T @ x).square().sum(0) for block in _blocks(rows))  # type: ignore[return-value]
+    # The true value is a sum of squares; rounding may leave a tiny negative one.
+    return ((g @ g.T @ x) * x).sum(0).clamp(min=0)
+
+
 def _multiplies_in_fp64(inputs: Tensor) -> bool:
     return inputs.device.type == "cpu" or full_rate_fp64(inputs.device)
 
@@ -275,7 +284,7 @@ class FisherInformation:
     `[n]` (arXiv:2207.00112).
 
     A document's gradient is `G = g^T x`; its squared columns sum to `diag(x^T (g g^T) x)`, so that no `[m, n]` gradient
-    is ever made.
+    of a short document is ever made. Of a long one, whose tokens by tokens would be more, G is made in blocks of rows.
     """
 
     def __init__(self) -> None:
@@ -287,8 +296,7 @@ class FisherInformation:
         assert gradients is not None
         for own_inputs, own_gradients, own in zip(inputs, gradients, real, strict=True):
             x, g = own_inputs[own].double(), own_gradients[own].double()
-            # The true value is a sum of squares; rounding may leave a tiny negative one.
-            squared = ((g @ g.T @ x) * x).sum(0).clamp(min=0)
+            squared = _squared_columns(g, x)
             self._total = squared if self._total is None else self._total + squared
         self._documents += inputs.shape[0]
 

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from harness_ext.calibration import collect
 from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
+from harness_ext.calibration.statistics import FisherInformation
 from harness_ext.editing.plan import plan
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import registered_methods
@@ -188,6 +189,19 @@ def test_the_fisher_information_equals_that_of_whole_gradients(
     numpy.testing.assert_allclose(
         found[matrix.key]["fisher_information"].numpy(), numpy.mean(squared, axis=0).sum(0), rtol=1e-4, atol=1e-9
     )
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 200, 900])
+@pytest.mark.parametrize(("rows", "columns"), [(5, 9), (600, 40)])
+def test_the_fisher_information_of_short_and_long_documents_is_that_of_their_gradients(
+    tokens: int, rows: int, columns: int
+) -> None:
+    draw = numpy.random.default_rng(tokens)
+    x, g = draw.normal(size=(2, tokens, columns)), draw.normal(size=(2, tokens, rows))
+    statistic = FisherInformation()
+    statistic.update(torch.tensor(x), torch.tensor(g), torch.ones(2, tokens, dtype=torch.bool))
+    expected = numpy.mean([((own_g.T @ own_x) ** 2).sum(0) for own_g, own_x in zip(g, x, strict=True)], axis=0)
+    numpy.testing.assert_allclose(statistic.result().numpy(), expected, rtol=1e-10)
 
 
 # Single weights.
