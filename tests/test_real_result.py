@@ -76,6 +76,17 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> N
     )
 
 
+def test_the_short_table_stays_short(real: ModuleType) -> None:
+    helping = [
+        real.Figure(f"gain{place}", 0, False, "", 0.9, 1.0, {"t": real.Outcome(0.5 + place / 100, 0, 0.2, *words)})
+        for place, words in enumerate([("better", "better")] * 12 + [("worse", "better")] * 12)
+    ]
+    small = [real.replace(one, recipe=f"{one.recipe}-small", kept=0.8) for one in helping]
+    shown = real.in_short(real.by_recipe([_baseline(real), *helping, *small])).splitlines()[2:]
+    assert len(shown) == real.GAINS + real.SMALLER and shown[0].startswith("| `gain11` |")
+    assert all("worse" in line for line in shown[real.GAINS :]) and shown[-1].startswith("| `gain19-small` |")
+
+
 def test_figures_of_another_machine_stay_beside_new_ones(real: ModuleType) -> None:
     def measured(recipe: str, seed: int, seconds: float) -> object:
         recipe_id = parse_recipe(real.written(recipe, seed)).recipe_id

@@ -41,6 +41,8 @@ TOO_FEW = ("real_copa", "real_wikitext")
 BASELINE = "baseline"
 SMALL = 0.86
 """Share of the model's parameters where each matrix keeps four fifths."""
+GAINS, SMALLER = 8, 5
+"""Rows of the short table: of what helps somewhere, and of what makes the model small."""
 BROKEN = ("worse", "collapsed")
 OF_SEED = "calibration.seed="
 README_START, README_END = "<!-- real: written by `make real` -->\n", "<!-- end of real -->"
@@ -352,8 +354,8 @@ def _counted(verdicts: Sequence[str]) -> str:
 
 
 def in_short(rows: Sequence[Row]) -> str:
-    """The table of the project's README, of the first seed: what is better than unedited and than its control on some
-    task, and of the recipes that make the model a sixth smaller the five of the best scores.
+    """The table of the project's README, of the first seed, by the sum of the scores: the best of what is better than
+    unedited and than its control on some task, and of the other recipes that make the model a sixth smaller.
     """
     base, *edited = rows
     names = list(base.own[0].outcomes)
@@ -361,7 +363,7 @@ def in_short(rows: Sequence[Row]) -> str:
     smaller = [row for row in edited if row not in gains and (row.own[0].kept or 1) <= SMALL]
     heads = [f"`{name}`: {base.shown(name)}" for name in names]
     lines = [f"| recipe | size | {' | '.join(heads)} |", "|---" * (len(names) + 2) + "|"]
-    for row in [*_best_first(gains, names), *_best_first(smaller, names)[:5]]:
+    for row in [*_best_first(gains, names)[:GAINS], *_best_first(smaller, names)[:SMALLER]]:
         cells = [_difference(base, row, name) for name in names]
         lines.append(f"| `{row.recipe}` | {row.size} | {' | '.join(cells)} |")
     return "\n".join(lines)
