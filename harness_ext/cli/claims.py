@@ -175,14 +175,16 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _as_command(asked: dict[str, Any]) -> str:
-    """What is run, as one would type it."""
+    """What is run, as one would type it, but for secrets."""
+    from harness_ext.cli.secrecy import printable
+
     given = ",".join(f"{key}={value}" for key, value in asked["model_args"].items())
     words = ["lm_eval", "run", "--model", "hf", "--model_args", given, "--tasks", *asked["tasks"]]
     words += ["--recipe", *asked["recipes"]]
     words += ["--control", *asked["controls"]] if asked["controls"] else []
     for name in _AS_IN_RUN:
-        words += [f"--{name}", f"{asked[name]:g}" if name == "limit" else str(asked[name])] if name in asked else []
-    return shlex.join(words)
+        words += [f"--{name}", f"{asked[name]:.12g}" if name == "limit" else str(asked[name])] if name in asked else []
+    return printable(shlex.join(words))
 
 
 def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:

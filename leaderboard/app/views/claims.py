@@ -32,7 +32,7 @@ def main() -> None:
     overview = layout.overview_or_stop()
     keys = {key for key, name in overview.value.names.items() if any(is_of_model(entry, name) for entry in published())}
     found = chosen(claims(linked_table.cells_of(keys, overview)))
-    states = _filter(st, "State", "state", (*CLAIM_WORDS, NOT_MEASURED))
+    states = _filter(st, "States", "state", (*CLAIM_WORDS, NOT_MEASURED))
     st.markdown(sentence(found, [claim for claim in found if claim.cell is not None]))
     wanted = [claim for claim in found if state(claim) in states]
     if found and not wanted:

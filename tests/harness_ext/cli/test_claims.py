@@ -136,6 +136,20 @@ def test_a_smaller_form_runs_and_settles_nothing(
     assert "measured" not in capsys.readouterr().out
 
 
+def test_the_command_that_is_told_has_every_option_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(**given: Any) -> Any:
+        raise LeaderboardError("stopped here")
+
+    monkeypatch.setattr("harness_ext.runs.python_api.run", stop)
+    given = ("--model_args", "token=hf_abcdefghijklmnopqrstuvwxyz,dtype=float16", "--limit", "1234567", "--seed", "3")
+    assert call(monkeypatch, "run", "laser/gpt-j/counterfact", *given) == 2
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("run "))
+    assert "--limit 1234567" in told and "--seed 3" in told and "dtype=float16" in told
+    assert "abcdefgh" not in told
+
+
 def test_layers_keep_their_depth(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: dict[str, Any] = {}
 
