@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from harness_ext.errors import RecipeError, nearest
 from harness_ext.methods.budget import MEASURES
 from harness_ext.methods.search_registry import registered_searches
+from harness_ext.recipe.other_names import called_here
 from harness_ext.recipe.overrides import (
     parse_changes,
     split_outside_brackets,
@@ -319,9 +320,11 @@ def _read(source: str) -> dict[str, Any]:
     if source == SHUFFLED_LABELS:
         raise RecipeError(f"{source!r} is a control, and no recipe: --control {source}")
     if not is_file and source not in shipped_names():
+        here = called_here(source)
+        offered = nearest(source, shipped_names()) if here is None else f"that method is here as {here}"
         raise RecipeError(
-            f"unknown recipe {shown(source, WIDEST_PATH)!r}: {nearest(source, shipped_names())} (`lm_eval recipes`"
-            " lists them; a file's name ends in .yaml)"
+            f"unknown recipe {shown(source, WIDEST_PATH)!r}: {offered} (`lm_eval recipes` lists them; a file's name"
+            " ends in .yaml)"
         )
     try:
         if not is_file:

@@ -8,6 +8,7 @@ import pytest
 
 from harness_ext.editing.controls import check_control
 from harness_ext.errors import RecipeError, UserError, closest
+from harness_ext.recipe.other_names import OTHER_NAMES
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
 from harness_ext.recipe.schema import NESTED, Heal, key_paths, known_methods, step_model
 
@@ -133,6 +134,17 @@ def test_settings_are_no_list_of_recipes(specification: str) -> None:
 def test_case_and_joints_of_a_name_do_not_count(given: str, name: str) -> None:
     assert f"did you mean {name!r}?" in refused(given)
     assert closest(given, shipped_names()) == name
+
+
+@pytest.mark.parametrize("name", OTHER_NAMES)
+def test_what_the_field_calls_a_method_leads_to_its_recipe(name: str) -> None:
+    assert name not in shipped_names() and parse_recipe(OTHER_NAMES[name]).steps
+    assert f"that method is here as {OTHER_NAMES[name]} (" in refused(f"{name}:seed=1")
+
+
+@pytest.mark.parametrize("name", ["ERC-SVD", "GFWSVD", "Kfac_SVD", "zs svd"])
+def test_joints_and_case_of_a_name_of_the_field_do_not_count(name: str) -> None:
+    assert "that method is here as" in refused(name)
 
 
 def test_other_near_misses() -> None:

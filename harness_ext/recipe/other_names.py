@@ -1,0 +1,27 @@
+"""What the field calls a method that stands here under another name, or as a setting of another method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_LAST_BLOCKS = "d-rank:rule=uniform,factorisation=truncate_svd,last_blocks=8"
+"""A second decomposition of what the first one left, in the same metric, is the first one with more ranks."""
+OTHER_NAMES: Mapping[str, str] = {
+    "eigenpruning": "eigenprune-released",
+    "ercsvd": _LAST_BLOCKS,
+    "gfwsvd": "fisher-svd:output=batches",
+    "kfacsvd": "fisher-svd",
+    "pifa": "svd-llm:keep.format=pifa",
+    "ressvd": _LAST_BLOCKS,
+    "structuralpruning": "policy-prune",
+    "subspacenodepruning": "snp",
+    "svdllmv1": "svd-llm",
+    "swiftsvd": "swift",
+    "zssvd": "zero-sum",
+}
+"""The recipe by the method's name, in small letters without what joins them."""
+
+
+def called_here(name: str) -> str | None:
+    """The recipe of a method that goes by this name elsewhere; None where none is known."""
+    return OTHER_NAMES.get("".join(filter(str.isalnum, name.casefold())))
