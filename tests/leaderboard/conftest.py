@@ -321,7 +321,7 @@ class Kit:
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kit() -> Kit:
     """Helpers to make run directories."""
     return Kit()

@@ -35,9 +35,11 @@ LEFT_LOG = (
 )
 
 
-@pytest.fixture
-def filled(made: Any, kit: Any, database: Path) -> Path:
-    """A database with a pinned run, an edited one and a deleted one."""
+@pytest.fixture(scope="module")
+def filled_once(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a database of a pinned run, an edited one and a deleted one."""
+    made = kit.Fabricator(tmp_path_factory.mktemp("filled") / "results")
+    database = made.root / "leaderboard.duckdb"
     before, after = kit.pair(2000, 1000, lost=40)
     made.run("baseline", {"sums": before}, folder="baseline")
     made.run("laser", {"sums": after}, folder="laser")
@@ -46,6 +48,14 @@ def filled(made: Any, kit: Any, database: Path) -> Path:
     ingest([made.root], database)
     pin(database, str(made.root / "tiny" / "baseline"), "x")
     delete(database, str(next((made.root / "tiny" / "svd").glob("results_*"))), "z")
+    root: Path = made.root
+    return root
+
+
+@pytest.fixture
+def filled(filled_once: Path, made: Any, database: Path) -> Path:
+    """The database of a copy of that folder."""
+    shutil.copytree(filled_once, made.root, dirs_exist_ok=True)
     return database
 
 

@@ -33,9 +33,11 @@ from tests.leaderboard.store.old_store import make_old
 TABLES = ("baselines", "blessings", "gate_runs", "deletions")
 
 
-@pytest.fixture
-def decided(made: Any, kit: Any, database: Path) -> Path:
-    """A database with a pin, two blessings, a gate, a deletion that counts and one that was taken back."""
+@pytest.fixture(scope="module")
+def decided_once(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a database of a pin, two blessings, a gate, a deletion that counts and one that was taken back."""
+    made = kit.Fabricator(tmp_path_factory.mktemp("decided") / "results")
+    database = made.root / "leaderboard.duckdb"
     made.run("baseline", {"sums": kit.pair(30, 10)[0]}, folder="baseline")
     for k, name in enumerate(("laser", "svd", "asvd", "wanda")):
         values = kit.binary(30, 10, lost=k + 2)[1]
@@ -51,6 +53,14 @@ def decided(made: Any, kit: Any, database: Path) -> Path:
     run_id = delete(database, str(place / "wanda"), "by mistake").run_id
     take_back(database, run_id)
     ingest([made.root], database)
+    root: Path = made.root
+    return root
+
+
+@pytest.fixture
+def decided(decided_once: Path, made: Any, database: Path) -> Path:
+    """The database of a copy of that folder."""
+    shutil.copytree(decided_once, made.root, dirs_exist_ok=True)
     return database
 
 

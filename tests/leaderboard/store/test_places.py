@@ -25,9 +25,11 @@ from leaderboard.store.places import RunPlaces
 from tests.leaderboard.store.old_store import make_old
 
 
-@pytest.fixture
-def results(made: Any, kit: Any, database: Path) -> Path:
+@pytest.fixture(scope="module")
+def results_once(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a pinned baseline, a blessed recipe, a deleted one, plain results and a rejection."""
+    made = kit.Fabricator(tmp_path_factory.mktemp("made") / "results")
+    database = made.root / "leaderboard.duckdb"
     before, after = kit.pair(30, 10, lost=1)
     made.run("baseline", {"sums": before}, folder="baseline")
     made.run("laser", {"sums": after}, folder="laser")
@@ -40,6 +42,12 @@ def results(made: Any, kit: Any, database: Path) -> Path:
     delete(database, str(made.root / "tiny" / "svd"), "z")
     root: Path = made.root
     return root
+
+
+@pytest.fixture
+def results(results_once: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(results_once, tmp_path / "results"))
 
 
 def absolute(database: Path) -> None:
