@@ -98,6 +98,12 @@ def flush() -> None:
         waiting.result()
 
 
+def _await_oldest() -> None:
+    """Wait until the first in line is written, which the thread that writes may have ended by now."""
+    for waiting in list(_writing.values())[:1]:
+        waiting.result()
+
+
 class DiskCache:
     """Tensors under names. folder: made when first needed. limit_bytes: of all files together; 0 keeps none."""
 
@@ -161,7 +167,7 @@ class DiskCache:
             self._unseen = None
             return
         while len(_writing) >= _MOST_WAITING or path in _writing:
-            next(iter(_writing.values())).result()
+            _await_oldest()
         self._used.add(path.name)
         entry = Entry(dict(tensors), note)
         _unwritten[path] = _Unwritten(entry, size, _versions(tensors))

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -193,6 +194,24 @@ def test_what_waits_to_be_written_is_found_and_what_was_changed_meanwhile_is_not
     disk.flush()
     assert [path.stem for path in tmp_path.iterdir()] == ["one"]
     assert DiskCache(tmp_path).load("one", {"a": (10,)}, torch.device("cpu")).note == "a note"
+
+
+def test_the_last_may_be_written_while_it_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(dict[Path, Any]):
+        """What is being written, all of it done as soon as somebody has looked how much it is."""
+
+        def __len__(self) -> int:
+            found = super().__len__()
+            disk.flush()
+            return found
+
+    monkeypatch.setattr(disk, "_writing", Counted())
+    monkeypatch.setattr(disk, "_MOST_WAITING", 1)
+    cache = DiskCache(tmp_path)
+    for name in ("one", "two", "three"):
+        cache.save(name, {"a": torch.ones(10)})
+    disk.flush()
+    assert {path.stem for path in tmp_path.iterdir()} == {"one", "two", "three"}
 
 
 @pytest.mark.slow
