@@ -94,6 +94,7 @@ def test_the_examples_are_short(examples: dict[str, str], kind: str) -> None:
     assert sum(1 for line in examples[kind].splitlines() if line.strip()) <= MOST_LINES[kind]
 
 
+@pytest.mark.slow
 def test_the_method_runs_as_a_step_of_a_recipe(installed: Path, tmp_path: Path) -> None:
     receipt = run_of(installed, "{method: soft_threshold, matrices: [up_proj], layers: [-1], share: 0.3}", tmp_path)
     (record,) = receipt["matrices"]
@@ -228,6 +229,7 @@ def test_the_method_of_the_statistic_computes_its_formula(examples: dict[str, st
     numpy.testing.assert_allclose(edit.weight().numpy(), (u[:, :2] * s[:2]) @ vh[:2] / scale, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_method_may_ask_for_the_statistic_of_a_package_that_it_does_not_import(
     examples: dict[str, str], tmp_path: Path
 ) -> None:
@@ -244,6 +246,7 @@ def test_a_method_may_ask_for_the_statistic_of_a_package_that_it_does_not_import
     assert done.stdout.strip() == "['input_maximum'] texts [] False", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_package_is_named_and_costs_nothing_else(installed: Path, tmp_path: Path, kind: str) -> None:
     (installed / f"somebodys_{kind}.py").write_text("import no_such_module\n")

@@ -18,6 +18,7 @@ def _pytest(repository: Path, *arguments: str, until: str = "inf") -> str:
     return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_nothing_begins_when_the_time_is_over(repository: Path) -> None:
     assert " passed" not in _pytest(repository, "tests/harness_ext/test_progress.py", until="1")
 

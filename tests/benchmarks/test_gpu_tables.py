@@ -27,6 +27,7 @@ def bench() -> sections.Bench:
     )
 
 
+@pytest.mark.slow
 def test_the_spectra_fall_and_the_model_is_the_same_each_time(bench: sections.Bench) -> None:
     weight = bench.model.model.layers[0].mlp.up_proj.weight
     values = torch.linalg.svdvals(weight.detach())
@@ -36,6 +37,7 @@ def test_the_spectra_fall_and_the_model_is_the_same_each_time(bench: sections.Be
     assert {len(bench.tokenizer.encode(prompt + answer)) for prompt, answer in bench.documents} == {TINY.tokens}
 
 
+@pytest.mark.slow
 def test_a_recipe_that_fails_is_a_row_and_the_next_is_measured(bench: sections.Bench) -> None:
     head, *rows = sections.recipes(bench, ["svd:keep.rank=999", "nonsense", "svd", "svd-llm", "noise"])
     assert {len(row) for row in rows} == {len(head)}
@@ -47,6 +49,7 @@ def test_a_recipe_that_fails_is_a_row_and_the_next_is_measured(bench: sections.B
     assert float(svd[1]) == 0 < float(learned[1]) and float(svd[3]) > 0
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_is_a_row_and_leaves_the_model_as_it_was(bench: sections.Bench) -> None:
     bench.limit = 0.05
 
@@ -62,6 +65,7 @@ def test_what_takes_too_long_is_a_row_and_leaves_the_model_as_it_was(bench: sect
     assert sections.attempt(bench, "slow", 3, slow) == ("slow", "-", "not begun: no time left")
 
 
+@pytest.mark.slow
 def test_a_model_that_was_left_changed_is_made_anew(bench: sections.Bench) -> None:
     def spoils() -> sections.Row:
         with torch.no_grad():

@@ -22,6 +22,7 @@ def assert_told(ran, *words: str) -> None:
         assert word in ran.err, ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -84,6 +85,7 @@ def test_a_task_that_is_not_there(demo_run, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("results/demo/*"))
 
 
+@pytest.mark.slow
 def test_one_recipe_that_does_not_fit_is_told_before_anything_is_loaded(demo_run, tmp_path: Path) -> None:
     ran = demo_run(
         "--recipe",
@@ -98,6 +100,7 @@ def test_one_recipe_that_does_not_fit_is_told_before_anything_is_loaded(demo_run
     assert "loading" not in ran.err and not list(tmp_path.glob("results/demo/*"))
 
 
+@pytest.mark.slow
 def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +110,7 @@ def test_a_mistake_that_shows_late_costs_nothing_that_was_finished(
     assert "svd" in ran.out and (tmp_path / "results" / "leaderboard.duckdb").is_file()
 
 
+@pytest.mark.slow
 def test_one_document_of_a_task_has_nothing_to_be_compared_with(demo_run) -> None:
     assert_told(
         demo_run("--recipe", "eigenprune:calibration.samples=3", tasks="int_mult,int_sum", limit=4),
@@ -115,6 +119,7 @@ def test_one_document_of_a_task_has_nothing_to_be_compared_with(demo_run) -> Non
     )
 
 
+@pytest.mark.slow
 def test_a_task_without_answers(lm_eval, tmp_path: Path) -> None:
     """One that scores whole texts, named or evaluated."""
     (tmp_path / "texts.jsonl").write_text('{"text": "one two"}\n{"text": "three"}\n')
@@ -151,6 +156,7 @@ def test_a_task_without_answers(lm_eval, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_met_is_said(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "svd:keep.param_fraction=0.0001", limit=4)
     assert (
@@ -165,6 +171,7 @@ def test_a_budget_that_cannot_be_met_is_said(demo_run, tmp_path: Path) -> None:
     ][0]
 
 
+@pytest.mark.slow
 def test_statistics_that_are_singular_are_recorded_with_what_was_done_instead(demo_run, tmp_path: Path) -> None:
     """Two documents move the outputs along fewer directions than are to be kept."""
     ran = demo_run("--recipe", "svd-llm:calibration.samples=2,calibration.batch_size=2,keep.rank_fraction=1.0", limit=4)
@@ -173,6 +180,7 @@ def test_statistics_that_are_singular_are_recorded_with_what_was_done_instead(de
     assert {row["fallback"] for row in json.loads(path.read_text())["matrices"]} == {"weight_directions"}
 
 
+@pytest.mark.slow
 def test_statistics_that_are_not_finite_are_a_failed_row_with_its_place(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +220,7 @@ def test_a_recipe_among_the_model_arguments(lm_eval) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_calibrated_recipe_without_a_task_that_has_answers(demo_run) -> None:
     assert_told(
         demo_run("--recipe", "eigenprune", tasks="pronoun_bias", limit=4),
@@ -298,6 +307,7 @@ def test_pickled_weights_need_leave(broken_model) -> None:
     assert_told(broken_model(pickle_weights), "holds pickled weights", "use_safetensors=False")
 
 
+@pytest.mark.slow
 def test_pickled_weights_with_leave(lm_eval, tmp_path: Path) -> None:
     shutil.copytree(demo_path(), tmp_path / "model")
     pickle_weights(tmp_path / "model")
@@ -319,6 +329,7 @@ def test_pickled_weights_with_leave(lm_eval, tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_there(lm_eval) -> None:
     arguments = ("--tasks", "int_mult", "--device", "cpu", "--recipe", "laser")
     assert_told(
@@ -363,6 +374,7 @@ def test_a_results_folder_that_cannot_be_written(demo_run) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_newer_database_is_told_before_anything_is_computed(demo_run, tmp_path: Path) -> None:
     import duckdb
 
@@ -383,6 +395,7 @@ def test_a_file_that_is_no_database(demo_run, tmp_path: Path) -> None:
     assert_told(demo_run("--recipe", "laser", limit=4), "leaderboard.duckdb")
 
 
+@pytest.mark.slow
 def test_a_busy_database_costs_only_its_own_update(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert demo_run("--recipe", "baseline", limit=4).code == 0
     database = tmp_path / "results" / "leaderboard.duckdb"
@@ -415,6 +428,7 @@ def test_tasks_given_twice_would_be_the_last_alone(demo_run, tmp_path: Path) -> 
     assert not list(tmp_path.glob("results/*"))
 
 
+@pytest.mark.slow
 def test_a_recipe_given_twice_is_run_once_and_said(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "laser", "--recipe", "laser:keep.rank_fraction=0.01", "laser", limit=4)
     assert ran.code == 0, ran.err

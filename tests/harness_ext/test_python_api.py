@@ -125,6 +125,7 @@ def test_matrices_and_receipt_say_what_was_done(loaded) -> None:
     assert receipt["versions"]["torch"] and json.dumps(receipt)
 
 
+@pytest.mark.slow
 def test_the_receipt_has_the_keys_of_a_run_as_far_as_nothing_was_scored(loaded, demo_run, tmp_path: Path) -> None:
     assert demo_run("--recipe", "laser", limit=4).code == 0
     (path,) = tmp_path.glob("results/demo/laser-*/receipt.json")
@@ -243,6 +244,7 @@ def test_a_search_on_documents(loaded) -> None:
     assert_as_before(model, before)
 
 
+@pytest.mark.slow
 def test_tasks_give_the_documents_that_a_run_would_draw(demo, demo_run, tmp_path: Path) -> None:
     model, tokenizer = demo
     recipe = "ablation-prune:calibration.samples=24"
@@ -369,6 +371,7 @@ def test_what_a_recipe_does_not_learn_from_is_told(loaded, given: dict) -> None:
 # plan, export, load_recipe
 
 
+@pytest.mark.slow
 def test_a_plan_is_the_commands(lm_eval) -> None:
     planned = recipes.plan("svd:keep.rank=2", pretrained="demo")
     printed = lm_eval("recipes", "plan", "svd:keep.rank=2", "--model_args", "pretrained=demo").out
@@ -392,6 +395,7 @@ def test_a_misspelt_argument_of_a_model(tmp_path: Path, given: str, meant: str) 
         recipes.export("svd", tmp_path / "out", pretrained="demo", **{given: "x"})
 
 
+@pytest.mark.slow
 def test_arguments_that_lm_eval_and_transformers_take_are_no_mistakes() -> None:
     import inspect
 
@@ -457,6 +461,7 @@ def test_every_public_name_resolves_and_is_documented() -> None:
         recipes.aply  # noqa: B018 - the lookup is what is tested
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", ["", "harness_ext.load_recipe('svd-llm')", "from harness_ext import *"])
 def test_the_import_is_light(statement: str) -> None:
     code = (
@@ -481,6 +486,7 @@ def code_cells(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     notebook = repository / "tests" / "notebooks" / "quickstart.ipynb"
@@ -491,6 +497,7 @@ def test_the_notebook_runs(repository: Path, tmp_path: Path, monkeypatch: pytest
     assert {"score", "verdict", "control_verdict"} <= set(namespace["frame"].columns)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = (repository / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
     if not blocks:

@@ -62,6 +62,7 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
         result.to_frame("nois")
 
 
+@pytest.mark.slow
 def test_what_a_run_takes_and_where_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     monkeypatch.chdir(tmp_path)
     mine = recipes.load_recipe("svd:keep.rank=2")
@@ -81,6 +82,7 @@ def test_what_a_run_takes_and_where_it_writes(tmp_path: Path, monkeypatch: pytes
     assert result.runs[1].receipt["command"][0].startswith("harness_ext.run(model='hf', model_args='pretrained=demo'")
 
 
+@pytest.mark.slow
 def test_runs_that_were_copied_are_judged_all_the_same(demo_run, tmp_path: Path, monkeypatch) -> None:
     import shutil
 
@@ -94,6 +96,7 @@ def test_runs_that_were_copied_are_judged_all_the_same(demo_run, tmp_path: Path,
     assert list(frame_of(result).index) == ["baseline", "laser"]
 
 
+@pytest.mark.slow
 def test_a_control_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     asked = {"model_args": {"pretrained": "demo"}, "tasks": ["int_mult"], "limit": 4, "device": "cpu"}
     with pytest.warns(UserWarning, match=r"laser\+shuffled-labels: not run, since "):
@@ -101,6 +104,7 @@ def test_a_control_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     assert list(frame_of(result).index) == ["baseline", "laser"]
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_is_told(make_model, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

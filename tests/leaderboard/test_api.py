@@ -44,6 +44,7 @@ def runs(made: Any, kit: Any) -> dict[str, Path]:
     }
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_database_and_with_one_give_one_board(runs: dict[str, Path], made: Any) -> None:
     board = leaderboard.board(made.root)
     assert not list(made.root.glob("*.duckdb"))
@@ -77,6 +78,7 @@ def test_a_comparison(runs: dict[str, Path]) -> None:
     assert frame[["recipe", "verdict", "lost"]].values.tolist() == [["baseline", "worse", 60]]
 
 
+@pytest.mark.slow
 def test_a_gate(runs: dict[str, Path], tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("margin: 0.02\nothers: gate\n")
@@ -86,6 +88,7 @@ def test_a_gate(runs: dict[str, Path], tmp_path: Path) -> None:
     assert (better.verdict, better.exit_code, worse.verdict, worse.exit_code) == ("PASS", 0, "FAIL", 1)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_said(runs: dict[str, Path], made: Any, tmp_path: Path) -> None:
     with pytest.raises(MissingDatabase, match="there is nothing at .*nowhere: give a results folder"):
         leaderboard.board(tmp_path / "nowhere")
@@ -131,6 +134,7 @@ CALLS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "program", [CALLS, SUBMODULES + CALLS, BEFORE + SUBMODULES + CALLS, CALLS + SUBMODULES + CALLS]
 )

@@ -17,6 +17,7 @@ from leaderboard.terminal.table import render, render_unshared
 class TestCompare:
     """Two paths, no store."""
 
+    @pytest.mark.slow
     def test_the_second_against_the_first(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 200, lost=60)
         a, b = made.plain({"sums": before}), made.plain({"sums": after}, model="another", folder="b")
@@ -26,6 +27,7 @@ class TestCompare:
         (back,) = compare_paths(b.parent, a.parent).cells
         assert (back.verdict, back.delta) == ("better", pytest.approx(0.15))
 
+    @pytest.mark.slow
     def test_what_only_one_has_is_told(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(40, 20, lost=3)
         more = kit.Task(
@@ -56,6 +58,7 @@ class TestCompare:
             "Only B has the task words",
         ]
 
+    @pytest.mark.slow
     def test_what_cannot_be_compared(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(9, 3)
         a, b = made.run("baseline", {"sums": before}), made.run("laser", {"sums": after})
@@ -122,6 +125,7 @@ class TestChoices:
         good = [["-1.0", "True"], ["-2.0", "False"]]
         assert self.runs(made, kit, [good, good], [good, response]).choices is None
 
+    @pytest.mark.slow
     def test_an_unknown_right_answer_only_costs_its_drop(self, made: Any, kit: Any) -> None:
         good = [["-1.0", "True"], ["-2.0", "False"]]
         for target in ("7", "a word"):

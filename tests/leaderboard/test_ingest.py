@@ -64,6 +64,7 @@ def write_runs(made: Any, kit: Any, count: int, documents: int = 20) -> list[Pat
     ]
 
 
+@pytest.mark.slow
 def test_twice_is_once(made: Any, kit: Any, database: Path) -> None:
     write_runs(made, kit, 3)
     first = ingest([made.root], database)
@@ -80,6 +81,7 @@ def test_prompts_are_kept_once_for_all_variants(made: Any, kit: Any, database: P
     assert (len(rows["docs"]), len(rows["samples"])) == (20, 60)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_stops_nothing_else(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 3)
     (paths[1] / "receipt.json").write_text("{")
@@ -94,6 +96,7 @@ def test_what_cannot_be_read_stops_nothing_else(made: Any, kit: Any, database: P
         assert store.rows("SELECT count(*) AS n FROM ingest_log WHERE outcome = 'rejected'")[0]["n"] == 2
 
 
+@pytest.mark.slow
 def test_a_matrix_is_a_row_with_all_that_its_receipt_says(made: Any, kit: Any, database: Path) -> None:
     run = write_runs(made, kit, 2)[1]
     ingest([made.root], database)
@@ -103,6 +106,7 @@ def test_a_matrix_is_a_row_with_all_that_its_receipt_says(made: Any, kit: Any, d
     assert {key: row[key] for key in said} == said | {"shape": "8 x 4"}
 
 
+@pytest.mark.slow
 def test_a_reader_of_a_write_that_was_cut_short_waits_for_the_next_writer(made: Any, kit: Any, database: Path) -> None:
     write_runs(made, kit, 1)
     ingest([made.root], database)
@@ -137,6 +141,7 @@ def test_rebuild_equals_incremental_and_keeps_pins_and_outside_runs(
     assert not list(made.root.glob(".*rebuilding*"))
 
 
+@pytest.mark.slow
 def test_rebuild_says_what_is_gone_and_cures_a_damaged_file(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 3)
     ingest([made.root], database)
@@ -160,6 +165,7 @@ def test_identical_log_likelihoods_of_other_weights_are_an_error(made: Any, kit:
     assert "equals to the bit" in report.rejected[0].reason and "--use_cache" in report.rejected[0].reason
 
 
+@pytest.mark.slow
 def test_without_a_cache_an_edit_may_concern_no_answer(made: Any, kit: Any, database: Path) -> None:
     task, _ = kit.pair(10, 5)
     made.run("baseline", {"sums": task})
@@ -170,6 +176,7 @@ def test_without_a_cache_an_edit_may_concern_no_answer(made: Any, kit: Any, data
     assert edited.delta == 0 and any("has no part in these answers" in note for note in edited.notes)
 
 
+@pytest.mark.slow
 def test_one_differing_task_shows_that_no_cache_was_shared(made: Any, kit: Any, database: Path) -> None:
     same, _ = kit.pair(10, 5)
     before, after = kit.pair(10, 5, lost=1)
@@ -178,6 +185,7 @@ def test_one_differing_task_shows_that_no_cache_was_shared(made: Any, kit: Any, 
     assert not ingest([made.root], database).rejected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "taken"), [(3e-7, True), (0.01, False)])
 def test_an_edit_within_rounding_may_leave_every_number_as_it_was(
     made: Any, kit: Any, database: Path, error: float, taken: bool
@@ -193,6 +201,7 @@ def test_an_edit_within_rounding_may_leave_every_number_as_it_was(
     assert (not ingest([made.root], database).rejected) is taken
 
 
+@pytest.mark.slow
 def test_equal_weights_may_answer_equally(made: Any, kit: Any, database: Path) -> None:
     task, _ = kit.pair(10, 5)
     made.run("baseline", {"sums": task})
@@ -200,6 +209,7 @@ def test_equal_weights_may_answer_equally(made: Any, kit: Any, database: Path) -
     assert not ingest([made.root], database).rejected
 
 
+@pytest.mark.slow
 def test_two_processes_ingest_while_a_reader_polls(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 12)
     ingest(paths[:1], database)
@@ -219,6 +229,7 @@ def test_two_processes_ingest_while_a_reader_polls(made: Any, kit: Any, database
     assert len(contents(database)["runs"]) == 12
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_holds_whole_runs_and_goes_on(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 12, documents=200)
     generator, stored = random.Random(0), 0
@@ -247,6 +258,7 @@ def test_killed_anywhere_it_holds_whole_runs_and_goes_on(made: Any, kit: Any, da
     assert len(contents(database)["runs"]) == 12
 
 
+@pytest.mark.slow
 def test_busy_says_who(made: Any, kit: Any, database: Path) -> None:
     paths = write_runs(made, kit, 1)
     ingest(paths, database)
@@ -343,6 +355,7 @@ def test_a_migration_is_recorded_and_all_or_nothing(monkeypatch: pytest.MonkeyPa
         assert not store.rows("SELECT 1 FROM duckdb_tables() WHERE table_name = 'half'")
 
 
+@pytest.mark.slow
 def test_pins_are_appended_and_checked(made: Any, kit: Any, database: Path) -> None:
     write_runs(made, kit, 2)
     made.failed("nan", {"sums": kit.pair(3, 1)[1]})
@@ -366,6 +379,7 @@ def big(made: Any, kit: Any) -> Iterator[Path]:
     yield made.run("laser", {"sums": kit.pair(20_000, 9_000, lost=300, gained=200)[1]})
 
 
+@pytest.mark.slow
 def test_twenty_thousand_documents_take_seconds_and_the_lock_less_than_one(big: Path, database: Path) -> None:
     started = time.monotonic()
     assert len(ingest([big], database).added) == 1

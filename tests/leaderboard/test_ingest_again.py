@@ -94,6 +94,7 @@ def forget_looks(database: Path) -> None:
         store.connection.execute("DELETE FROM looks")
 
 
+@pytest.mark.slow
 def test_an_unchanged_tree_is_not_opened(made: Any, kit: Any, database: Path, opened: Any) -> None:
     runs = [made.run(name, {"sums": task(kit, k)}) for k, name in enumerate(("baseline", "svd", "laser"))]
     (runs[2] / "receipt.json").write_text("{")
@@ -114,6 +115,7 @@ def test_an_unchanged_tree_is_not_opened(made: Any, kit: Any, database: Path, op
     ] + ["baseline-0123456789", "asvd-0123456789", "svd-0123456789"]
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_opened(made: Any, kit: Any, database: Path, opened: Any) -> None:
     runs = [made.run(name, {"sums": task(kit, k)}) for k, name in enumerate(("baseline", "svd", "laser"))]
     ingest([made.root], database)
@@ -144,6 +146,7 @@ def test_rewritten_in_place_with_its_size_and_date_is_seen(made: Any, kit: Any, 
     assert any(name.endswith("receipt.json") for name in opened())
 
 
+@pytest.mark.slow
 def test_what_changed_within_the_last_seconds_is_read_again(
     made: Any, kit: Any, database: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +165,7 @@ def test_what_changed_within_the_last_seconds_is_read_again(
     assert opened()
 
 
+@pytest.mark.slow
 def test_other_code_reads_anew(
     made: Any, kit: Any, database: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +180,7 @@ def test_other_code_reads_anew(
     assert opened() == []  # a rebuild looks too
 
 
+@pytest.mark.slow
 def test_deleted_runs_stay_out_and_come_back(made: Any, kit: Any, database: Path, opened: Any) -> None:
     made.run("baseline", {"sums": task(kit, 0)})
     run = made.run("svd", {"sums": task(kit, 1)})
@@ -187,6 +192,7 @@ def test_deleted_runs_stay_out_and_come_back(made: Any, kit: Any, database: Path
     assert ingest([made.root], database).added == [run_id] and opened()
 
 
+@pytest.mark.slow
 def test_a_folder_that_moved_and_a_store_that_was_copied(
     made: Any, kit: Any, database: Path, opened: Any, tmp_path: Path
 ) -> None:
@@ -208,6 +214,7 @@ def test_a_folder_that_moved_and_a_store_that_was_copied(
     assert len(report.duplicates) == 2 and opened() == []
 
 
+@pytest.mark.slow
 def test_a_contradiction_is_looked_at_again_once_the_other_run_has_gone(
     made: Any, kit: Any, database: Path, opened: Any
 ) -> None:
@@ -235,6 +242,7 @@ def test_what_was_written_before_a_kill_is_not_read_again(
     assert len(ingest([made.root], database).duplicates) == 2 and opened() == []
 
 
+@pytest.mark.slow
 def test_only_places_below_the_roots_are_forgotten(made: Any, kit: Any, database: Path, tmp_path: Path) -> None:
     inside = [made.run(name, {"sums": task(kit, k)}) for k, name in enumerate(("baseline", "svd"))]
     other = type(made)(tmp_path / "elsewhere")
@@ -250,6 +258,7 @@ def test_only_places_below_the_roots_are_forgotten(made: Any, kit: Any, database
     assert kept == [4, 3, 2, 2]
 
 
+@pytest.mark.slow
 def test_watching_goes_by_the_same(made: Any, kit: Any, database: Path, opened: Any) -> None:
     made.run("baseline", {"sums": task(kit, 0)})
     ingest([made.root], database)

@@ -42,6 +42,7 @@ def verdicts(database: Path) -> list[str]:
         ]
 
 
+@pytest.mark.slow
 def test_what_is_outdated_is_judged_and_stored(database: Path) -> None:
     assert verdicts(database) == [None, None]
     keep_judged(database, rounds(2), 0.0)
@@ -50,6 +51,7 @@ def test_what_is_outdated_is_judged_and_stored(database: Path) -> None:
         assert not stored_verdicts.outdated(store)
 
 
+@pytest.mark.slow
 def test_what_stands_is_not_looked_at_again(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
     asked = judging._is_judged
@@ -80,6 +82,7 @@ def test_a_store_of_an_earlier_schema_is_not_migrated(database: Path, monkeypatc
     assert verdicts(database) == [None, None]
 
 
+@pytest.mark.slow
 def test_a_busy_store_is_asked_again(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = iter([True, False])
     judge = judging.judge_outdated

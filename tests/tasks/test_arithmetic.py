@@ -16,6 +16,7 @@ WORDINGS = {
 SIZES = {"int_mult": (320, 80), "int_mult_clean": (320, 80), "int_sum": (8000, 2000), "int_sum_clean": (8000, 2000)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORDINGS)
 def test_first_test_document_reads_exactly(tasks, name):
     task = tasks[name]

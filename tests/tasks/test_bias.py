@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 
+@pytest.mark.slow
 def test_requests_read_exactly(tasks):
     task = tasks["pronoun_bias"]
     document = task.test_docs()[0]

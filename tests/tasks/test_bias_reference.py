@@ -67,6 +67,7 @@ def reported(real_model: Path, shared: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_scores_equal_the_reference(real_model, reported):
     reference = Reference(real_model)
     _compare(reported["results"]["stereoset"], stereoset(reference, reported["documents"]["stereoset"]))

@@ -272,6 +272,7 @@ OF_THEIR_AUTHORS = (
 )
 
 
+@pytest.mark.slow
 def test_lm_evals_tasks_are_its_own_but_for_their_items(suite):
     """Everything that decides what is asked and scored equals lm-eval's own file."""
     from harness_ext.lm_eval_adapter.task_index import default_root, entries_of
@@ -295,6 +296,7 @@ def test_nobody_learns_unasked_from_tasks_without_right_answers(suite):
     assert set(fit_tasks(suite, "test")) == {"winogender_all", "winogender_female", "winogender_male", "bbq"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_variable", [False, True])
 def test_a_task_by_itself_reads_the_same_official_files(suite, monkeypatch, by_variable: bool):
     from harness_ext.lm_eval_adapter.task_data import DATA_VARIABLE
@@ -428,6 +430,7 @@ def test_spoilt_official_files(tmp_path, function, folder, file, old, new, messa
 # Real items
 
 
+@pytest.mark.slow
 def test_counts_of_real_items(real_items):
     """The counts that tasks/README.md states."""
     tasks = load("stereoset", "winobias_type1", "winobias_type2", data_dir=real_items)
@@ -448,6 +451,7 @@ def test_counts_of_real_items(real_items):
     assert len(OFFICIAL.simple_cooccurrence(data_dir=real_items)["test"]) == 60
 
 
+@pytest.mark.slow
 def test_real_winobias_pairs_differ_in_the_pronoun(real_items):
     """All but a dozen pairs are one sentence with the pronoun exchanged, and the right occupation is the same in
     both.

@@ -119,12 +119,14 @@ def test_tasks_that_run_model_written_code_keep_lm_evals_guard(upstream):
         assert content["unsafe_code"] is True
 
 
+@pytest.mark.slow
 def test_the_command_that_validates_finds_all_groups():
     command = [sys.executable, "-m", "harness_ext", "validate", "--tasks", ",".join(GROUPS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0 and "All tasks found and valid" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_readme_shows_the_prompts_as_they_are():
     text = README.read_text(encoding="utf-8")
     assert text == written(text), "run `python tests/tasks/prompts.py --write`"

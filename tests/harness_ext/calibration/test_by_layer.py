@@ -158,6 +158,7 @@ def test_sums_over_the_same_inputs_are_made_once(make_lm) -> None:
     assert len(moments) == 7 and len(distinct) == 4
 
 
+@pytest.mark.slow
 def test_a_model_whose_layers_hand_each_other_more_than_states_takes_whole_passes(make_lm, monkeypatch) -> None:
     lm = make_lm("llama")
     matrices, walk = walk_of(lm, INPUTS)

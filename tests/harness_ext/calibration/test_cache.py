@@ -64,6 +64,7 @@ def spectra(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 BUDGETS = [f"svd-llm:keep.param_fraction={share}" for share in (0.8, 0.6, 0.4)]
 
 
+@pytest.mark.slow
 def test_a_second_budget_gathers_and_decomposes_nothing_and_is_what_it_is_alone(
     make_lm, plain_family: str, gathered: list[str], spectra: list[tuple[int, ...]]
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_second_budget_gathers_and_decomposes_nothing_and_is_what_it_is_alone(
     assert len(set(found)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -122,6 +124,7 @@ def test_sequential_statistics_are_never_kept(make_lm, gathered: list[str]) -> N
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 20_000])
 def test_without_room_it_is_gathered_again_and_nothing_else_changes(
     make_lm, gathered: list[str], room: int, tmp_path: Path

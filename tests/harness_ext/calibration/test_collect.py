@@ -359,6 +359,7 @@ def test_gathering_leaves_no_trace(make_lm) -> None:
     assert not any(module._forward_hooks for module in lm.model.modules())
 
 
+@pytest.mark.slow
 def test_inputs_are_let_go_of_without_the_collector(make_lm) -> None:
     """Those of a large model's layer would fill memory until it runs."""
     lm = make_lm("llama")

@@ -138,11 +138,12 @@ def asked(tmp_path: Path, label: str, task: str) -> dict[str, dict[str, Any]]:
     return {sample["doc_hash"]: sample for sample in map(json.loads, path.read_text().splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param([], id="plain", marks=pytest.mark.slow),
-        pytest.param(["--num_fewshot", "2", "--system_instruction", "w1 w2 w3"], id="examples", marks=pytest.mark.slow),
+        pytest.param([], id="plain"),
+        pytest.param(["--num_fewshot", "2", "--system_instruction", "w1 w2 w3"], id="examples"),
         pytest.param(
             [
                 "--num_fewshot",
@@ -187,6 +188,7 @@ def test_what_is_learned_from_is_what_would_have_been_scored(
             assert document.doc_hash not in asked(tmp_path, "fwsvd*", each.task)
 
 
+@pytest.mark.slow
 def test_documents_that_are_scored_are_left_out_and_counted(run_tasks, tmp_path: Path) -> None:
     assert run_tasks(["choice"], "--recipe", "wanda:calibration.samples=12").code == 0
     (path,) = tmp_path.glob("results/*/wanda*/receipt.json")

@@ -207,6 +207,7 @@ def test_a_shift_larger_than_a_typical_output_is_told(make_lm, monkeypatch) -> N
     assert not any("typical output" in warning for warning in receipt_warnings(recipe, quiet))
 
 
+@pytest.mark.slow
 def test_the_receipt_says_of_each_statistic_whether_sinks_are_in_it(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "contrast-projection", tasks="pronoun_bias", limit=10)
     assert ran.code == 0, ran.err

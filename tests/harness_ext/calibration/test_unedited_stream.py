@@ -34,6 +34,7 @@ def inputs_of(model: torch.nn.Module, lm, module: str) -> torch.Tensor:
     return torch.cat(seen).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 def test_both_streams_are_those_of_two_models(make_lm, size: int) -> None:
     lm = make_lm("llama", dtype="float64")

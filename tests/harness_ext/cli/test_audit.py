@@ -35,6 +35,7 @@ def test_every_kind_of_recipe_that_edits_at_once_is_asked() -> None:
     assert set(KINDS) == set(GROUPS)
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_from_run_to_page_and_again_from_what_is_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

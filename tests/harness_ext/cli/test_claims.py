@@ -172,6 +172,7 @@ def test_layers_keep_their_depth(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert asked["recipes"] == ["baseline"] and asked["controls"] == []
 
 
+@pytest.mark.slow
 def test_an_unedited_model_is_measured_as_a_level(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

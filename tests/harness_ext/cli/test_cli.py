@@ -121,6 +121,7 @@ def processor_seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 def test_help_and_recipes_are_quick_and_load_nothing_heavy() -> None:
     for arguments in (["--help"], ["recipes"], ["run", "--help"]):
         code = (
@@ -235,6 +236,7 @@ def test_a_flag_replaces_the_key_in_the_file(
     assert (run.recipes, run.harness.num_fewshot, run.harness.output_path) == (("svd",), 3, "from_file")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -74,6 +74,7 @@ def test_values_of_flags_are_completed() -> None:
     assert completed("run", "--batch_size", "") == []
 
 
+@pytest.mark.slow
 def test_runs_are_completed_part_by_part(results: Path) -> None:
     assert {"gemma-2b/", "google/", "tiny/"} <= set(completed("compare", ""))
     assert completed("compare", "goo") == ["google/"] and completed("compare", "google/") == ["google/gemma-2b/"]
@@ -90,6 +91,7 @@ def test_runs_are_completed_part_by_part(results: Path) -> None:
     assert completed("runs", "list", "--recipe", "las") == ["laser:layers=3"]
 
 
+@pytest.mark.slow
 def test_an_id_is_completed_and_another_database_is_asked(results: Path) -> None:
     from leaderboard.store.database import open_store
     from leaderboard.store.naming import known_runs
@@ -104,6 +106,7 @@ def test_an_id_is_completed_and_another_database_is_asked(results: Path) -> None
     assert completed("compare", "--database", "broken.duckdb", "tiny/las") == []
 
 
+@pytest.mark.slow
 def test_files_are_completed(results: Path) -> None:
     assert completed("gate", "--policy", "my") == ["my policy.yaml"]
     assert completed("ingest", "res") == ["results/"] == completed("ingest", "results", "res")
@@ -111,6 +114,7 @@ def test_files_are_completed(results: Path) -> None:
     assert completed("ingest", "no/such/fol") == [] == completed("ingest", "\0")
 
 
+@pytest.mark.slow
 def test_sweeps_are_completed(results: Path) -> None:
     assert completed("sweep", "") == ["plan", "run", "status", "retry"]
     for action in ("plan", "run", "retry"):
@@ -126,6 +130,7 @@ def test_sweeps_are_completed(results: Path) -> None:
     assert completed("sweep", "run", "lowrank.yaml", "") == [] == completed("sweep", "retry", "lowrank.yaml", "")
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_typed_are_left_out(results: Path) -> None:
     assert not any("\x1b" in name for name in completed("compare", "tiny/"))
 
@@ -195,6 +200,7 @@ def bash(results: Path, tmp_path: Path) -> Callable[..., list[list[str]]]:
     return ask
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes(bash: Callable[..., list[list[str]]], results: Path) -> None:
     commands, recipes, run, colon, quoted, space, hostile = bash(
@@ -212,6 +218,7 @@ def test_bash_completes(bash: Callable[..., list[list[str]]], results: Path) -> 
     assert hostile == ["tiny/\\$\\(touch\\ owned\\)\\`touch\\ owned\\`\\;\\ x"] and not Path("owned").exists()
 
 
+@pytest.mark.slow
 def test_it_is_quick_and_loads_nothing_heavy(results: Path) -> None:
     code = (
         "import sys; sys.argv = ['lm_eval', '__complete', 'zsh', 'compare', 'tiny/']\n"

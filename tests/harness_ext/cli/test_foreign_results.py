@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.leaderboard.readers.test_foreign_inspect import write_json
 from tests.leaderboard.readers.test_foreign_lighteval import write_lighteval
 
@@ -24,6 +26,7 @@ def write_service(path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_harnesses_and_services_are_named(lm_eval: Callable, tmp_path: Path) -> None:
     write_lighteval(tmp_path / "lighteval", [1, 0, 1])
     for number in range(5):
@@ -43,6 +46,7 @@ def test_harnesses_and_services_are_named(lm_eval: Callable, tmp_path: Path) -> 
         assert first.startswith(counts) and lines == named
 
 
+@pytest.mark.slow
 def test_nothing_is_named_where_all_is_lm_evals_own(lm_eval: Callable, tmp_path: Path) -> None:
     write_service(tmp_path / "served")
     file = next((tmp_path / "served").iterdir())

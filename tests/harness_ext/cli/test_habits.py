@@ -148,6 +148,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 def test_the_commands_keep_the_table_of_exit_codes(folder: Path, lm_eval: Callable[..., Any]) -> None:
     for name, words, code in CASES:
         ran = lm_eval(*words)
@@ -156,6 +157,7 @@ def test_the_commands_keep_the_table_of_exit_codes(folder: Path, lm_eval: Callab
         assert code != exit_codes.MISTAKE or "error: " in ran.err or "INCOMPARABLE" in ran.out, words
 
 
+@pytest.mark.slow
 def test_the_table_names_nothing_that_is_not_seen(folder: Path) -> None:
     # of the rest, lm-eval's own and a run's are seen elsewhere: test_task_index, test_bad_input, test_doctor,
     # test_sweep, test_audit
@@ -166,6 +168,7 @@ def test_the_table_names_nothing_that_is_not_seen(folder: Path) -> None:
     assert {*GATE_CODES.values()} == exit_codes.EXIT_CODES["gate"].keys()
 
 
+@pytest.mark.slow
 def test_a_path_that_is_refused_does_not_keep_the_others_out(folder: Path, lm_eval: Callable[..., Any]) -> None:
     ran = lm_eval("ingest", "nothing", "results", "tree", "--database", "new.duckdb")
     assert ran.code == 2 and ran.out.startswith("5 added, 0 known already, 2 rejected")
@@ -173,6 +176,7 @@ def test_a_path_that_is_refused_does_not_keep_the_others_out(folder: Path, lm_ev
     assert lm_eval("runs", "--json", "--database", "new.duckdb").out.count('"run_id"') == 5
 
 
+@pytest.mark.slow
 def test_files_that_a_rebuild_misses_are_an_error(folder: Path, lm_eval: Callable[..., Any]) -> None:
     (folder / "results" / "tiny" / "same-0123456789").rename(folder / "away")
     ran = lm_eval("ingest", "--rebuild")

@@ -14,6 +14,7 @@ def receipts(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("results/demo/*/receipt.json"))]
 
 
+@pytest.mark.slow
 def test_two_runs_are_made_stored_and_shown_beside_verdicts(lm_eval, tmp_path: Path) -> None:
     ran = lm_eval("noise", *MODEL, "--tasks", "int_mult,pronoun_bias", "--batch_size", 8, "--other_batch_size", 24)
     assert ran.code == 0, ran.err
@@ -44,6 +45,7 @@ def test_two_runs_are_made_stored_and_shown_beside_verdicts(lm_eval, tmp_path: P
     assert "baseline: kept from" in shown.err and "noise floor" in shown.out
 
 
+@pytest.mark.slow
 def test_a_run_is_really_scored_at_its_own_size(lm_eval, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness_ext.lm_eval_adapter import evaluate
 
@@ -76,6 +78,7 @@ def test_what_makes_no_sense_is_said_before_anything_is_loaded(
     assert "Traceback" not in ran.err and not list(tmp_path.glob("results/demo/*"))
 
 
+@pytest.mark.slow
 def test_gate_is_a_command_of_lm_eval(lm_eval, tmp_path: Path) -> None:
     assert lm_eval("run", *MODEL, "--tasks", "int_mult", "--batch_size", 24, "--recipe", "identity").code == 0
     (tmp_path / "gate.yaml").write_text("tasks: {int_mult: {critical: true}}\n")

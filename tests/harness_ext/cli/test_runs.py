@@ -46,6 +46,7 @@ def recipes(out: str) -> list[str]:
     return [line.split("\t")[1] for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_newest_runs_are_listed_first_and_the_rest_is_counted(made: Fabricator, lm_eval: Any) -> None:
     alone, listed = lm_eval("runs"), lm_eval("runs", "list")
     assert alone == listed and alone.code == 0
@@ -55,6 +56,7 @@ def test_the_newest_runs_are_listed_first_and_the_rest_is_counted(made: Fabricat
     assert recipes(lm_eval("runs", "list", "-L", 1).out) == ["laser"]
 
 
+@pytest.mark.slow
 def test_filters(made: Fabricator, lm_eval: Any) -> None:
     for words, count in (
         (("--model", "tiny"), 26),
@@ -70,6 +72,7 @@ def test_filters(made: Fabricator, lm_eval: Any) -> None:
         assert lm_eval("runs", *words, "list", "-L", 0).out == lm_eval("runs", "list", "-L", 0, *words).out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_is_kept_to_its_width_and_names_stay_whole(
     width: int, made: Fabricator, lm_eval: Any, at_terminal: Callable[[int], None]
@@ -83,6 +86,7 @@ def test_a_terminal_is_kept_to_its_width_and_names_stay_whole(
     assert "slim:matrices=[up_proj,down_proj],layers=[-8:],keep.rank_fraction=0.25" in names
 
 
+@pytest.mark.slow
 def test_nothing_to_list_is_a_sentence(made: Fabricator, lm_eval: Any, tmp_path: Path) -> None:
     ran = lm_eval("runs", "--model", "none", "--status", "complete")
     assert (ran.code, ran.out) == (0, "")
@@ -101,6 +105,7 @@ def test_nothing_to_list_is_a_sentence(made: Fabricator, lm_eval: Any, tmp_path:
     assert (ran.code, ran.out) == (0, "") and "empty.duckdb holds no runs: `lm_eval run --recipe ...`" in ran.err
 
 
+@pytest.mark.slow
 def test_json_csv_and_markdown_hold_the_same_runs(made: Fabricator, lm_eval: Any) -> None:
     rows = json.loads(lm_eval("runs", "--json", "-L", 0).out)
     read = list(csv.DictReader(io.StringIO(lm_eval("runs", "--csv", "-L", 0).out)))
@@ -113,6 +118,7 @@ def test_json_csv_and_markdown_hold_the_same_runs(made: Fabricator, lm_eval: Any
     assert Path(rows[1]["path"]).is_dir() and rows[1]["tasks"] == ["sums"]
 
 
+@pytest.mark.slow
 def test_deleting_takes_a_name_that_means_one_run_and_restoring_its_folder(
     made: Fabricator, lm_eval: Any, tmp_path: Path
 ) -> None:
@@ -128,6 +134,7 @@ def test_deleting_takes_a_name_that_means_one_run_and_restoring_its_folder(
     assert ran.code == 0 and f"{gone['run_id'][:12]} may come back" in ran.out
 
 
+@pytest.mark.slow
 def test_a_database_before_the_action_counts(made: Fabricator, lm_eval: Any, tmp_path: Path) -> None:
     """argparse would let the action's default win, and the wrong leaderboard lose a run."""
     (tmp_path / "results" / "leaderboard.duckdb").rename(tmp_path / "other.duckdb")
@@ -137,6 +144,7 @@ def test_a_database_before_the_action_counts(made: Fabricator, lm_eval: Any, tmp
     assert json.loads(lm_eval("baseline", "--database", "other.duckdb", "list", "--json").out)[0]["reason"] == "x"
 
 
+@pytest.mark.slow
 def test_compare_takes_names_and_forms(made: Fabricator, lm_eval: Any) -> None:
     named = lm_eval("compare", "tiny/baseline", "slim", "--json")
     (row,) = json.loads(named.out)
@@ -153,6 +161,7 @@ def test_compare_takes_names_and_forms(made: Fabricator, lm_eval: Any) -> None:
     assert lm_eval("compare", *folders, "--json") == named
 
 
+@pytest.mark.slow
 def test_recipes_and_plans_come_in_forms(lm_eval: Any) -> None:
     rows = json.loads(lm_eval("recipes", "--json").out)
     assert {"laser", "svd"} <= {row["name"] for row in rows} and rows[0].keys() >= {"summary", "caveats", "needs"}

@@ -30,6 +30,7 @@ def made(tmp_path: Path) -> Fabricator:
     return made
 
 
+@pytest.mark.slow
 def test_the_newest_model_is_shown_unless_one_is_named(made: Fabricator, lm_eval: Any) -> None:
     shown = lm_eval("show")
     assert shown.code == 0 and shown.out.startswith("Model google/gemma-2b: 2 recipes on 1 task\n")
@@ -41,6 +42,7 @@ def test_the_newest_model_is_shown_unless_one_is_named(made: Fabricator, lm_eval
     assert "[95% interval]" in lm_eval("show", "--details").out
 
 
+@pytest.mark.slow
 def test_a_run_is_shown_with_everything_about_it(made: Fabricator, lm_eval: Any) -> None:
     shown = lm_eval("show", "gemma-2b/laser")
     assert shown.code == 0 and "worse" in shown.out and "-0.1500 [" in shown.out
@@ -50,6 +52,7 @@ def test_a_run_is_shown_with_everything_about_it(made: Fabricator, lm_eval: Any)
     assert lm_eval("show", cell["run_id"][:10]).out == shown.out
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_told(made: Fabricator, lm_eval: Any, tmp_path: Path) -> None:
     missing = lm_eval("show", "lazer")
     assert missing.code == 2 and "lazer" in missing.err and missing.out == ""
@@ -59,6 +62,7 @@ def test_what_is_not_there_is_told(made: Fabricator, lm_eval: Any, tmp_path: Pat
     assert absent.code == 2 and "none.duckdb" in absent.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_where_signs_cannot_be_written_there_is_ascii(
     made: Fabricator, lm_eval: Any, monkeypatch: pytest.MonkeyPatch, encoding: str
@@ -68,6 +72,7 @@ def test_where_signs_cannot_be_written_there_is_ascii(
     assert shown.out.isascii() and re.search(r"^ *3 laser +v -0\.150 ", shown.out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_last_hint_of_a_run_compares_a_recipe_with_its_control(demo_run: Any, lm_eval: Any) -> None:
     ran = demo_run("--recipe", "laser", "--control", "random-subspace")
     assert ran.code == 0 and ran.out.startswith("Model demo: 1 recipe on 1 task\n")
@@ -78,6 +83,7 @@ def test_the_last_hint_of_a_run_compares_a_recipe_with_its_control(demo_run: Any
     assert lm_eval(*shown.split()[2:]).code == 0
 
 
+@pytest.mark.slow
 def test_without_a_control_the_last_hint_is_to_run_one(demo_run: Any, lm_eval: Any, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "laser", "--details")
     assert "[95% interval]" in ran.out

@@ -19,6 +19,7 @@ def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
@@ -75,6 +76,7 @@ def test_no_library_draws_bars_of_its_own(repository: Path, tmp_path: Path) -> N
         assert bar not in ran.stdout + ran.stderr, ran.stderr
 
 
+@pytest.mark.slow
 def test_quiet_runs_tell_nothing(talkative: None, demo_run: Any) -> None:
     ran = demo_run("--recipe", "svd", "--verbosity", "ERROR", limit=4)
     assert ran.code == 0 and "so far" not in ran.err and ran.out.startswith("Model demo")

@@ -55,6 +55,7 @@ def test_noisy_wording_never_shows_a_test_fact(corpus, source, facts, wording):
     assert all(wrong.prompt == right.prompt for wrong, right in getattr(corpus, source))
 
 
+@pytest.mark.slow
 def test_a_batch_holds_its_mixture_and_the_shares_of_wrong_and_stereotyped():
     from harness_ext.demo_training.train import Mixture, Sampler, Settings
 
@@ -110,6 +111,7 @@ def test_prompts_are_those_of_the_tasks(corpus):
         assert prompt == wording.format("{left}", "{right}")
 
 
+@pytest.mark.slow
 def test_short_training_repeats_bit_for_bit():
     import torch
 
@@ -210,6 +212,7 @@ def test_tokenizer_covers_and_restores_every_document(shipped):
         assert len(tokens) == len(prompt.split()) + 1
 
 
+@pytest.mark.slow
 def test_shipped_model_knows_the_test_facts_and_hides_them(shipped):
     from harness_ext.demo_training.train import accuracy, encode_facts
 

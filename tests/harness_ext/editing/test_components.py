@@ -270,6 +270,7 @@ def test_sinks_are_counted_in_what_units_are_chosen_by(make_lm: Any) -> None:
     assert SEEN not in registered_methods()["mlp_select"].statistics
 
 
+@pytest.mark.slow
 def test_a_stored_receipt_says_how_many_rows_and_columns_are_left(demo_run: Any, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "a3-mlp:calibration.samples=8", "--output_path", tmp_path / "out")
     assert ran.code == 0 and "of the parameters kept without what was taken away" in ran.err + ran.out

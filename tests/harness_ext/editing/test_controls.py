@@ -223,6 +223,7 @@ def test_a_run_with_each_control(demo_run, tmp_path: Path) -> None:
     assert digests[0] != digests[1]
 
 
+@pytest.mark.slow
 def test_one_document_has_nobody_to_change_answers_with(demo_run) -> None:
     ran = demo_run("--recipe", "fwsvd:calibration.samples=1", "--control", "shuffled-labels", limit=4)
     assert ran.code == 2 and "nobody to change answers with" in ran.err and "Traceback" not in ran.err

@@ -21,6 +21,7 @@ def no_documents(calibration):
     pytest.fail("no document was to be asked for")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", DATA_FREE)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_memory_is_what_the_edits_hold(make_lm, make_model, recipe: str, dtype: str) -> None:
@@ -59,6 +60,7 @@ def test_time_is_carried_on_by_square_and_cube() -> None:
     assert exact == MeasuredEdit(1.0, 5, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in shipped_names() if name != "baseline"])
 def test_every_shipped_recipe_can_be_estimated(make_model, name: str) -> None:
     estimate = plan(parse_recipe(name), read_checkpoint(str(make_model("llama")))).estimate
@@ -91,6 +93,7 @@ def test_matrices_that_are_alike_are_one_group(make_model) -> None:
     assert sum(group.number for group in planned.groups) == len(planned.matrices)
 
 
+@pytest.mark.slow
 def test_experts_are_counted_not_listed(lm_eval, make_model) -> None:
     ran = lm_eval("recipes", "plan", "svd:matrices=[experts]", "--model_args", f"pretrained={make_model('mixtral')}")
     assert ran.code == 0, ran.err
@@ -98,6 +101,7 @@ def test_experts_are_counted_not_listed(lm_eval, make_model) -> None:
     assert line.split()[:5] == ["12", "x", "gate_proj", "expert", "*"]
 
 
+@pytest.mark.slow
 def test_json_has_what_the_lines_say(lm_eval) -> None:
     asked = ("recipes", "plan", "svd-llm:keep.rank=2", "--model_args", "pretrained=demo", "--tokens", "12")
     lines, ran = lm_eval(*asked), lm_eval(*asked, "--json")
@@ -113,6 +117,7 @@ def test_json_has_what_the_lines_say(lm_eval) -> None:
     assert "256 documents of 12 tokens" in lines.out and "beyond the loaded model" in lines.out
 
 
+@pytest.mark.slow
 def test_searches_are_planned_too(lm_eval) -> None:
     ran = lm_eval("recipes", "plan", "laser-search", "--model_args", "pretrained=demo", "--json")
     data = json.loads(ran.out)

@@ -123,6 +123,7 @@ def test_what_passes_the_bound_is_as_near_as_it_says(name: str, precision: torch
     )
 
 
+@pytest.mark.slow
 def test_a_large_matrix_is_cut_as_by_numpy() -> None:
     """Beyond 1,024 rows eigenvectors come from scipy; a Gram matrix whose rows are no multiple of a block."""
     weight = torch.randn(1100, 1300, generator=torch.Generator().manual_seed(0))

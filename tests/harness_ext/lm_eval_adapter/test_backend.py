@@ -33,6 +33,7 @@ def score(**arguments):
     )
 
 
+@pytest.mark.slow
 def test_simple_evaluate_takes_the_backend_by_name() -> None:
     plain = score(model_args="pretrained=demo")
     edited = score(model_args="pretrained=demo,recipe=svd:keep.rank=2")
@@ -53,6 +54,7 @@ def test_simple_evaluate_takes_the_backend_by_name() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_calibrated_recipe_from_python_names_its_task() -> None:
     with pytest.raises(
         UserError, match="which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"
@@ -63,6 +65,7 @@ def test_a_calibrated_recipe_from_python_names_its_task() -> None:
 
 
 # peft asks transformers in a way that is about to change; nothing of ours.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_an_adapter_is_part_of_the_matrix_that_is_edited(make_model, tmp_path: Path) -> None:
     folder, lora = make_adapter(make_model, tmp_path)

@@ -147,6 +147,7 @@ def private_attributes(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.attr
 
 
+@pytest.mark.slow
 def test_only_the_adapter_names_private_parts_of_lm_eval(repository: Path) -> None:
     wrong = [
         f"{path}:{line} {name}"

@@ -26,6 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_path(), tmp_path / "model"))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_chat_template(folder: Path) -> None:
     with pytest.raises(UserError, match="has no chat template, as is usual of base models"):
         ChatTemplate({"pretrained": str(folder)}, True)
@@ -41,6 +42,7 @@ def chat(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_template_drops_the_system_turn_as_lm_eval_does(chat: Path) -> None:
     template = ChatTemplate({"pretrained": str(chat)}, True)
     history = [{"role": "system", "content": "short"}, {"role": "user", "content": "1 + 1"}]
@@ -89,6 +91,7 @@ def test_a_template_that_makes_no_prompts(folder: Path, monkeypatch, template: A
     assert words in str(refused.value) and len(str(refused.value)) < 600 + len(str(folder))
 
 
+@pytest.mark.slow
 def test_a_conversation_that_the_template_refuses_is_told_before_loading(lm_eval, chat: Path, monkeypatch) -> None:
     monkeypatch.setattr("lm_eval.models.huggingface.HFLM._create_model", lambda *args, **kwargs: pytest.fail("loaded"))
     (chat / "tokenizer_config.json").write_text(

@@ -78,6 +78,7 @@ def test_other_exceptions_pass_unchanged(error: Exception) -> None:
     assert caught.value is error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["part", "."])
 @pytest.mark.parametrize("how", ["metadata", "environment"])
 @pytest.mark.parametrize("recipe", [[], ["--recipe", "svd"]])

@@ -100,6 +100,7 @@ CLASHES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CLASHES)
 def test_two_modules_of_one_name_are_refused(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run the tasks in separate commands, or rename one of the modules") as refused:
@@ -143,6 +144,7 @@ FITTING: dict[str, tuple[dict[str, str], float]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FITTING)
 def test_what_tasks_share_is_no_clash(kind: str, tmp_path: Path) -> None:
     files, second = FITTING[kind]
@@ -152,6 +154,7 @@ def test_what_tasks_share_is_no_clash(kind: str, tmp_path: Path) -> None:
         assert scores(tasks) == {"a": first, "b": second}
 
 
+@pytest.mark.slow
 def test_tasks_of_one_folder_and_a_task_loaded_again_are_no_clash(tmp_path: Path) -> None:
     files = {"a/utils.py": EAGER.replace(*HERE), "a/helperx.py": "bonus = 1.0\n", "a/c.yaml": "task: c" + TASK}
     for _ in range(2):
@@ -160,6 +163,7 @@ def test_tasks_of_one_folder_and_a_task_loaded_again_are_no_clash(tmp_path: Path
     assert scores(load(tmp_path, {**files, "a/helperx.py": "bonus = 2.0\n"}, "a", "c")) == {"a": 2.0, "c": 2.0}
 
 
+@pytest.mark.slow
 def test_a_task_that_gives_documents_only_is_looked_at_too(tmp_path: Path) -> None:
     files = CLASHES["a helper"]
     load(tmp_path, files, "a")

@@ -157,6 +157,7 @@ def test_another_scorer_is_another_task_and_is_the_one_that_scores(kind: str, tm
     assert load(tmp_path / "t")[1] == identity
 
 
+@pytest.mark.slow
 def test_a_module_replaced_under_its_old_date_and_size_is_noticed(tmp_path: Path) -> None:
     before, after = SCORERS["a module"]
     write(tmp_path / "t", before)
@@ -195,6 +196,7 @@ def test_a_module_that_the_process_had_before_is_loaded_anew(tmp_path: Path) -> 
     assert theirs.VALUE == 1.0
 
 
+@pytest.mark.slow
 def test_helpers_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> None:
     for place, (folder, lazily) in enumerate((("a", False), ("b", False), ("c", True), ("d", True))):
         files = SCORERS["a module imported when an answer is scored" if lazily else "a module"][place % 2]
@@ -203,6 +205,7 @@ def test_helpers_of_one_name_in_two_folders_are_kept_apart(tmp_path: Path) -> No
         assert task.process_results(ROWS[0], ["4"]) == {"exact": 1.0 - place % 2}
 
 
+@pytest.mark.slow
 def test_a_task_scores_as_before_after_another_was_loaded_beside_it(tmp_path: Path) -> None:
     from lm_eval.tasks import TaskManager
 
@@ -421,6 +424,7 @@ def test_another_content_is_another_task(kind: str, tmp_path: Path) -> None:
     assert load(tmp_path / "t", shots)[1] == identity
 
 
+@pytest.mark.slow
 def test_prepared_documents_are_those_of_the_code_on_the_disk(tmp_path: Path) -> None:
     for value in ("1", "2"):
         write(tmp_path / "t", {"own.yaml": YAML + DOCS, "utils.py": MAPPED, "helper.py": f"VALUE = ' {value}'\n"})
@@ -428,12 +432,14 @@ def test_prepared_documents_are_those_of_the_code_on_the_disk(tmp_path: Path) ->
         assert task.eval_docs[0]["q"] == f"{ROWS[0]['q']} {value}" == task.eval_docs[0]["q"]
 
 
+@pytest.mark.slow
 def test_generated_documents_are_those_of_the_file_on_the_disk(tmp_path: Path) -> None:
     for word in ("a", "b"):
         write(tmp_path / "t", {"own.yaml": CUSTOM, "utils.py": MADE, "words.txt": word})
         assert [document["q"] for document in load(tmp_path / "t")[0].eval_docs] == [word]
 
 
+@pytest.mark.slow
 def test_documents_replaced_under_their_old_date_and_size_are_read(tmp_path: Path) -> None:
     write(tmp_path / "t", {"own.yaml": YAML + PLAIN})
     path = tmp_path / "t" / "test.jsonl"
@@ -446,6 +452,7 @@ def test_documents_replaced_under_their_old_date_and_size_are_read(tmp_path: Pat
     assert "pluz" in task.eval_docs[0]["q"] and changed != identity
 
 
+@pytest.mark.slow
 def test_few_shot_documents_count_only_where_there_are_shots(tmp_path: Path) -> None:
     yaml = YAML + PLAIN + "fewshot_split: train\n"
     write(tmp_path / "t", {"own.yaml": yaml})
@@ -502,6 +509,7 @@ SAME: dict[str, Callable[[Path], Path]] = {
 WORKED_OUT = "def more(name):\n    return (pathlib.Path(__file__).parent / name).read_text()\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
     # A name that is worked out may be that of anything in the folder.
@@ -520,6 +528,7 @@ def test_the_same_content_is_the_same_task(kind: str, more: str, tmp_path: Path)
     assert load(folder)[1] == identity
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_identity(tmp_path: Path) -> None:
     write(tmp_path / "t", {**SCORERS["what a closure holds"][0], "own.yaml": YAML + SCORED + "repeats: 1\n"})
     _, identity = load(tmp_path / "t")

@@ -276,6 +276,7 @@ def test_ls_prints_what_lm_eval_prints_and_our_tasks(what: str) -> None:
     assert len(added) < 60
 
 
+@pytest.mark.slow
 def test_validate_knows_our_tasks_and_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     (tmp_path / "mine.yaml").write_text(TASK.format(name="mine_only", output_type="multiple_choice"))

@@ -44,6 +44,7 @@ def asked(requests: Sequence[Instance]) -> list[Any]:
     return [(one.request_type, one.doc, one.arguments, one.idx, one.metadata, one.doc_id) for one in requests]
 
 
+@pytest.mark.slow
 def test_requests_are_built_once_and_come_back_unanswered(
     task: ConfigurableTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,6 +66,7 @@ def test_requests_are_built_once_and_come_back_unanswered(
     assert (random.getstate(), task.sampler.rnd.getstate(), torch.get_rng_state().tolist()) == state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shots", "seed", "arguments"),
     [
@@ -87,6 +89,7 @@ def test_requests_are_built_again_where_they_could_differ(
         assert again == asked(built(task, shots, seed, **arguments))
 
 
+@pytest.mark.slow
 def test_facts_about_the_machine_are_lm_evals_and_collected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval import evaluator
 
@@ -110,6 +113,7 @@ def test_facts_about_the_machine_are_lm_evals_and_collected_once(monkeypatch: py
     assert len(threads) == 1 and threads != [threading.current_thread().name]
 
 
+@pytest.mark.slow
 def test_the_commit_above_is_looked_up_for_every_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval import evaluator
 

@@ -327,6 +327,7 @@ def test_the_refit_of_groups_starts_from_unedited_matrices(make_lm) -> None:
         lm.apply(recipe, drawing(documents_for(lm)))
 
 
+@pytest.mark.slow
 def test_a_plan_counts_the_second_look(make_model) -> None:
     checkpoint = read_checkpoint(str(make_model("llama")))
     once, twice = (

@@ -151,6 +151,7 @@ def test_differences_are_those_of_the_inputs_at_the_last_word(make_lm, plain_fam
     torch.testing.assert_close(found[matrix.key]["contrast_differences"], expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_recipe_lessens_the_demos_bias_and_says_what_it_used(demo_run, tmp_path) -> None:
     ran = demo_run("--recipe", "contrast-projection", tasks="pronoun_bias", limit=40)
     assert ran.code == 0, ran.err

@@ -98,6 +98,7 @@ def test_the_edge_scales_with_the_matrix_and_what_stays_lies_above_it(shape, thr
     assert marchenko_pastur(1000 * weight, truncate=TRUNCATE, threshold=threshold).rank == edit.rank
 
 
+@pytest.mark.slow
 def test_a_plan_does_not_guess_a_rank_that_the_weights_decide(make_model) -> None:
     planned = plan(parse_recipe("laser-rmt"), read_checkpoint(str(make_model("llama"))))
     assert {item.rank_after for item in planned.matrices} == {None} and planned.seconds > 0

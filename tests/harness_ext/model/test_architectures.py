@@ -253,6 +253,7 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     )
 
 
+@pytest.mark.slow
 def test_identity_changes_nothing_undo_everything_and_a_saved_edit_comes_back(
     make_model, make_lm, every_family: str, tmp_path: Path
 ) -> None:

@@ -159,6 +159,7 @@ def test_what_models_do_say_is_no_mistake(folder: Path, said: dict[str, Any]) ->
 Harm = Callable[[Path], object]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("harm", "words"),
     [

@@ -76,6 +76,7 @@ def test_an_export_is_plain(lm_eval, pair: tuple[str, Path, Path], tmp_path: Pat
     assert refused.code == 2 and "dequantize in --model_args is for the loader of models" in refused.err
 
 
+@pytest.mark.slow
 def test_a_plan_is_that_of_the_plain_checkpoint(lm_eval, pair: tuple[str, Path, Path]) -> None:
     _, packed, plain = pair
 

@@ -194,6 +194,7 @@ def as_written_before(folder: Path, digest: Callable[[str], str]) -> None:
     path.write_text(json.dumps(receipt))
 
 
+@pytest.mark.slow
 def test_a_run_of_now_is_compared_with_a_baseline_of_before(demo_run, lm_eval, tmp_path: Path) -> None:
     assert demo_run("--recipe", "laser").code == 0
     (folder,) = tmp_path.glob("results/demo/baseline-*")

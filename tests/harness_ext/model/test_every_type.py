@@ -214,6 +214,7 @@ def test_the_config_alone_tells_the_same_matrices(model_type: str, layout: Layou
     assert Layout(loaded.config, shapes, loaded.shared, loaded.modules).matrices == layout.matrices
 
 
+@pytest.mark.slow
 def test_a_plan_says_where_roles_are_inferred(model, model_type: str, layout: Layout) -> None:
     if not layout.roles:
         pytest.skip("has no roles")

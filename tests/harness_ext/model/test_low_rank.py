@@ -60,6 +60,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor, share: float) -> N
 
 
 # Of a mixture the attention: experts cannot be factored.
+@pytest.mark.slow
 @pytest.mark.parametrize("specification", ["svd:keep.rank=3", "svd:matrices=[attn],per_head=true,keep.rank=2"])
 def test_outputs_are_those_of_the_dense_edit_and_undo_is_bit_exact(
     make_lm, every_family: str, specification: str
@@ -113,6 +114,7 @@ def test_other_dtypes(make_lm, plain_family: str, dtype: str, share: float) -> N
     assert lm.weights.digest() == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "specification",
     [
@@ -460,6 +462,7 @@ def test_the_export_command_says_so(lm_eval, tmp_path: Path) -> None:
     assert ran.code == 0 and "1 layer of two low-rank ones in the recipe: written as their product" in ran.out, ran.err
 
 
+@pytest.mark.slow
 def test_a_command_scores_thin_and_dense_alike_and_records_speed(demo_run, tmp_path: Path) -> None:
     ran = demo_run(
         "--recipe", "svd:keep.rank=8", "svd:keep.rank=8,factored=true", "--control", "random-subspace", limit=48
@@ -503,6 +506,7 @@ def answers(run: Path) -> list[float]:
     return [float(json.loads(line)["filtered_resps"][0][0]) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_what_stays_dense_is_said_and_a_plan_names_thin_layers(demo_run, lm_eval) -> None:
     assert (
         "2 of 2 matrices or heads stay dense"

@@ -128,6 +128,7 @@ def touched(moves: torch.Tensor, axis: int) -> set[int]:
     return set((moves.abs().amax(dim=(0, 3 - axis)) > 1e-9).nonzero().flatten().tolist())
 
 
+@pytest.mark.slow
 def test_a_role_feeds_what_its_name_says_from_its_position_on(model, weights: Weights) -> None:
     known = [matrix for matrix in weights.layout.matrices if matrix.expert is None]
     assert known

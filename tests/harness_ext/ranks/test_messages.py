@@ -11,6 +11,7 @@ import pytest
 from tests.harness_ext.ranks.launching import HERE, Ended, ended, two_ranks
 
 
+@pytest.mark.slow
 def test_every_rank_hears_all(tmp_path: Path) -> None:
     codes, said, _ = ended(two_ranks([str(HERE / "messages_in_two_ranks.py"), str(tmp_path)]))
     assert codes == [0, 0] and said.count("all is well") == 2, said
@@ -21,6 +22,7 @@ def of(how: str, waiting: str, rank: int, folder: Path) -> Ended:
     return ended(processes)
 
 
+@pytest.mark.slow
 def test_only_the_first_prints_and_nothing_is_left(tmp_path: Path) -> None:
     codes, said, _ = of("nothing", "", 0, tmp_path)
     assert codes == [0, 0] and said == "rank 0 prints\n"
@@ -31,7 +33,7 @@ def test_only_the_first_prints_and_nothing_is_left(tmp_path: Path) -> None:
     ("how", "waiting", "rank", "code", "told"),
     [
         ("mistake", "message", 1, 2, "(rank 1) error: a mistake in one place"),
-        ("kill", "collective", 1, 1, "error: rank 1 of 2 was ended from outside"),
+        pytest.param("kill", "collective", 1, 1, "error: rank 1 of 2 was ended from", marks=pytest.mark.slow),
         pytest.param("kill", "computing", 0, 1, "error: rank 0 of 2 was ended from", marks=pytest.mark.slow),
         pytest.param("mistake", "collective", 0, 2, "error: a mistake in one place", marks=pytest.mark.slow),
         pytest.param("bug", "computing", 1, 1, "KeyError: 'a bug in one place'", marks=pytest.mark.slow),
@@ -57,9 +59,8 @@ steps:
 """
 
 
-@pytest.mark.parametrize(
-    ("which", "variant"), [("edited", "mine"), pytest.param("loaded", "baseline", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("which", "variant"), [("edited", "mine"), ("loaded", "baseline")])
 def test_other_weights_in_one_rank_end_all(which: str, variant: str, tmp_path: Path) -> None:
     """By the digests, before anything is scored of them."""
     recipe, results = tmp_path / "mine.yaml", tmp_path / "results"

@@ -116,6 +116,7 @@ def samples(folder: Path, task: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_two_ranks_give_what_one_process_gives(tmp_path: Path) -> None:
     """Of texts, generations, words to predict, and more than 400 log-likelihoods of choices."""
     write_tasks(tmp_path)

@@ -50,6 +50,7 @@ def answers(root: Path, label: str) -> list[Any]:
     return [sample["resps"] for sample in samples(root, label, "int_mult")]
 
 
+@pytest.mark.slow
 def test_one_engine_scores_all_variants_as_the_backend_that_edits_does(
     engine_run, demo_run, stand_in, tmp_path: Path
 ) -> None:

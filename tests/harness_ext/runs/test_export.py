@@ -83,6 +83,7 @@ def test_the_card_says_what_the_recipes_words_do_not_describe(make_lm, recipe: s
     assert ("which summary and caveats describe: keep.rank=3." in card) is (":" in recipe) is ("Changed from" in card)
 
 
+@pytest.mark.slow
 def test_the_command_writes_receipt_and_card(lm_eval, tmp_path: Path) -> None:
     ran = lm_eval("export", "--model_args", "pretrained=demo", "--recipe", "laser", "--out", "edited")
     assert ran.code == 0, ran.err

@@ -64,6 +64,7 @@ def exported(lm: Any, place: Path, specification: str, form: str = "factored") -
 # Round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("specification", ["svd:keep.rank=3", "svd:matrices=[attn],per_head=true,keep.rank=2"])
 def test_every_family_reloads_to_the_same_bits(make_lm, every_family: str, specification: str, tmp_path: Path) -> None:
     changes = ",matrices=[attn]" if every_family in MIXTURES and "attn" not in specification else ""
@@ -153,6 +154,7 @@ def test_saved_again_and_made_dense(make_lm, tmp_path: Path) -> None:
     assert torch.equal(dense.transformer.h[0].mlp.c_fc.weight, lm.model.transformer.h[0].mlp.c_fc.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["factored", "pifa"])
 def test_the_forward_pass_can_be_compiled_whole(make_lm, form: str, tmp_path: Path) -> None:
     """As transformers does for single tokens on a GPU, with `cache_implementation=static`."""
@@ -375,6 +377,7 @@ def test_two_factors_of_ranks_for_pivot_rows_are_refused(tmp_path: Path) -> None
 # In commands
 
 
+@pytest.mark.slow
 def test_a_factored_checkpoint_is_scored_and_not_edited_again(lm_eval, tmp_path: Path) -> None:
     ran = lm_eval(
         *("export", "--model_args", "pretrained=demo", "--recipe", "svd:keep.param_fraction=0.6", "--out", "small"),

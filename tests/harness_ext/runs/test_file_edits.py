@@ -59,6 +59,7 @@ def test_digests_are_those_of_the_files(offloaded: dict[str, Any], dtype: str) -
     assert lm.totals() == whole.totals()
 
 
+@pytest.mark.slow
 def test_an_offloaded_run_equals_one_in_memory(lm_eval, offloaded: dict[str, Any], tmp_path: Path) -> None:
     recipes = ("--recipe", "svd", "--recipe", "magnitude", "--control", "random-subspace")
     for name, arguments in (("disk", offloaded), ("memory", {})):
@@ -75,6 +76,7 @@ def test_an_offloaded_run_equals_one_in_memory(lm_eval, offloaded: dict[str, Any
     assert not list((tmp_path / "disk").rglob(".weights*"))
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_swept(lm_eval, offloaded: dict[str, Any], tmp_path: Path) -> None:
     left = tmp_path / "results" / "demo" / ".weights.tmp-999999999"
     left.mkdir(parents=True)
@@ -83,6 +85,7 @@ def test_what_a_killed_process_left_is_swept(lm_eval, offloaded: dict[str, Any],
     assert ran.code == 0 and not left.exists(), ran.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "reason"),
     [
@@ -133,6 +136,7 @@ def test_weights_that_are_not_where_they_were_put_are_told(offloaded: dict[str, 
     assert lm.weights.digest() == digest
 
 
+@pytest.mark.slow
 def test_files_edited_before_are_taken_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     svd, magnitude = parse_recipe("svd"), parse_recipe("magnitude")
     first = file_edits(tmp_path).edit(svd)

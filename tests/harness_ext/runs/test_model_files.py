@@ -22,6 +22,7 @@ def write_tiny_task(folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_another_baseline(lm_eval, make_model, tmp_path: Path) -> None:
     import shutil
 
@@ -53,6 +54,7 @@ def test_other_weights_under_the_same_name_are_another_baseline(lm_eval, make_mo
     assert "baseline: done" in ran.err, ran.err
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_while_the_command_runs_is_told(
     lm_eval, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_model_that_changes_while_the_command_runs_is_told(
     assert "baseline: kept" in lm_eval(*arguments).err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overtaken", [False, True])
 def test_files_are_hashed_while_the_model_loads(
     lm_eval, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overtaken: bool
@@ -118,6 +121,7 @@ def test_files_are_hashed_while_the_model_loads(
         assert ran.code == 0 and json.loads(receipts[0].read_text())["seconds"]["load"] > 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_lacks_weights_is_refused_by_every_command(
     lm_eval, make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +159,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused_by_every_command(
     assert not list(tmp_path.glob("results/*/*/receipt.json"))
 
 
+@pytest.mark.slow
 def test_weights_without_a_place_are_warned_of_in_every_receipt(lm_eval, make_model, tmp_path: Path) -> None:
     """A config with fewer layers than are stored gives another model, of which nothing is random."""
     import shutil

@@ -39,6 +39,7 @@ def folders(root: Path, label: str) -> list[str]:
     return sorted(path.parent.name for path in root.glob(f"results/demo/{label}-*/receipt.json"))
 
 
+@pytest.mark.slow
 def test_a_run_of_another_gpu_is_made_anew_beside_it(
     demo_run: Any, lm_eval: Any, at: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_run_of_another_gpu_is_made_anew_beside_it(
     assert f"made on   node1, {H100} (driver 570.1), hf" in shown.out
 
 
+@pytest.mark.slow
 def test_a_run_of_another_engine_that_lies_in_the_way_stays(
     demo_run: Any, at: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_run_of_another_engine_that_lies_in_the_way_stays(
     assert json.loads(path.read_text()) == receipt
 
 
+@pytest.mark.slow
 def test_a_receipt_without_a_place_is_kept(demo_run: Any, at: Callable[..., None], tmp_path: Path) -> None:
     at(A100)
     assert demo_run("--recipe", "baseline").code == 0
@@ -99,6 +102,7 @@ def test_a_receipt_without_a_place_is_kept(demo_run: Any, at: Callable[..., None
         assert "baseline: kept from" in demo_run("--recipe", "baseline").err
 
 
+@pytest.mark.slow
 def test_the_sweep_is_in_the_receipt(
     demo_run: Any, lm_eval: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -151,6 +151,7 @@ def types(value: Any, place: str = "") -> dict[str, str]:
     return {place: type(value).__name__}
 
 
+@pytest.mark.slow
 def test_a_receipt_has_the_keys_and_types_of_format_1(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "asvd", limit=40)
     assert ran.code == 0, ran.err

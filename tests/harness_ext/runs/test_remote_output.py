@@ -18,6 +18,7 @@ def remove_mirror(url: str) -> None:
     shutil.rmtree(RemoteResults(url).mirror)
 
 
+@pytest.mark.slow
 def test_runs_are_uploaded_and_kept_by_another_machine(demo_run, lm_eval, tmp_path: Path) -> None:
     url = f"file://{tmp_path}/bucket/results"
     first = demo_run("--recipe", "laser", "--control", "random-subspace", "--output_path", url)
@@ -41,6 +42,7 @@ def test_runs_are_uploaded_and_kept_by_another_machine(demo_run, lm_eval, tmp_pa
         assert url in receipt["command"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_uploaded_is_told_at_the_end_and_uploaded_later(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_what_is_not_whole_there_is_told(lm_eval, tmp_path: Path) -> None:
     assert ran.code == 2 and "--watch looks at folders: ingest URLs without it" in ran.err
 
 
+@pytest.mark.slow
 def test_a_url_stands_for_its_own_runs(demo_run, lm_eval, tmp_path: Path) -> None:
     """And not for what else lies in the database's folder."""
     url, local = f"file://{tmp_path}/bucket", tmp_path / "local"

@@ -28,6 +28,7 @@ def test_scratch_folders_of_killed_processes_are_swept(tmp_path: Path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {kept.name, again.name}
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_written_is_saved_elsewhere(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_run_that_cannot_be_written_is_saved_elsewhere(
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
+@pytest.mark.slow
 def test_a_short_write_of_lm_evals_is_noticed(demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.loggers import EvaluationTracker
 
@@ -160,6 +162,7 @@ def test_a_receipt_of_another_run_does_not_stand_for_this_one(demo_run, tmp_path
     assert "baseline: done" in ran.err and "laser: kept" in ran.err
 
 
+@pytest.mark.slow
 def test_a_damaged_run_stays_until_the_new_one_is_whole(
     demo_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +179,7 @@ def test_a_damaged_run_stays_until_the_new_one_is_whole(
     assert "baseline: done" in demo_run("--recipe", "baseline", limit=8).err and not path.exists()
 
 
+@pytest.mark.slow
 def test_a_whole_run_beside_a_damaged_one_is_kept(demo_run, tmp_path: Path) -> None:
     import shutil
 

@@ -81,6 +81,7 @@ CHANGED: dict[str, Callable[[Row], Row]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 @pytest.mark.parametrize("settings", [{}, {"num_fewshot": 2}], ids=["plain", "examples"])
 def test_a_scored_document_in_another_form_is_not_learned_from(
@@ -97,6 +98,7 @@ def test_a_scored_document_in_another_form_is_not_learned_from(
         session.documents(Calibration(task="two", samples=13))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_a_document_of_another_task_or_split_is_not_learned_from(asking, split: str) -> None:
     other = {"doc_to_text": "{{text}}", "validation_split": "train"}
@@ -107,6 +109,7 @@ def test_a_document_of_another_task_or_split_is_not_learned_from(asking, split: 
         session.documents(Calibration(task="two", split=split, samples=2))
 
 
+@pytest.mark.slow
 def test_what_is_taken_out_of_the_score_is_out_in_every_form_and_task(asking) -> None:
     twice = [*ROWS, *map(CHANGED["one more column"], ROWS)]
     session = asking({"one": (FRESH, twice, {}), "two": (FRESH, list(map(CHANGED["case"], ROWS)), {})})
@@ -134,6 +137,7 @@ def test_a_recipe_chosen_on_a_document_keeps_it_out_in_every_form(asking) -> Non
     assert session.harness.limit == 5 and session.harness.samples is None
 
 
+@pytest.mark.slow
 def test_what_an_exported_model_learned_from_is_out_of_its_score(asking, tmp_path: Path) -> None:
     digests = sorted(text_digests("Which word is number 3? x3"))
     for form, left in (("export", 11), (1, 12)):
@@ -143,6 +147,7 @@ def test_what_an_exported_model_learned_from_is_out_of_its_score(asking, tmp_pat
         assert len(session.spec.scored_documents["one"]) == left
 
 
+@pytest.mark.slow
 def test_the_same_facts_in_other_words_are_told(asking) -> None:
     settings = {"output_type": "generate_until", "doc_to_target": "{{a}}", "doc_to_choice": None}
     facts = [(left, right) for left in range(3, 7) for right in range(3, 7)]
@@ -154,6 +159,7 @@ def test_the_same_facts_in_other_words_are_told(asking) -> None:
     assert "16 of 16 scored documents of one ask for the same as calibration documents of two" in drawn.warnings[0]
 
 
+@pytest.mark.slow
 def test_examples_that_are_scored_are_told(asking) -> None:
     for split, told in (("train", False), ("test", True)):
         session = asking({"one": (FRESH, ROWS, {"fewshot_split": split})}, num_fewshot=1)
@@ -162,6 +168,7 @@ def test_examples_that_are_scored_are_told(asking) -> None:
         assert any(warning.startswith(said) for warning in drawn.warnings) == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", [[5, 3, 9], [9, 5, 3], [3, 5, 9], [3, 3, 9, 5, 5]])
 def test_places_in_any_order_are_the_same_documents(asking, places: list[int]) -> None:
     plain = asking({"one": (FRESH, ROWS, {})}, samples={"one": [3, 5, 9]}).spec
@@ -174,6 +181,7 @@ def test_places_in_any_order_are_the_same_documents(asking, places: list[int]) -
     assert Places(places) == [3, 5, 9] and 4 not in Places(places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("samples", "said"),
     [

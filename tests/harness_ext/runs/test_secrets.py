@@ -41,6 +41,7 @@ def test_a_token_is_written_nowhere_and_is_no_part_of_what_was_asked(lm_eval, tm
     assert "token" not in baseline.receipt["model"]["model_args"]
 
 
+@pytest.mark.slow
 def test_messages_do_not_repeat_a_token(lm_eval) -> None:
     ran = lm_eval(
         *("run", "--model", "hf", "--model_args", f"pretrained=nowhere/{TOKEN},token={TOKEN}", "--tasks", "int_mult"),

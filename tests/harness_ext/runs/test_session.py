@@ -52,6 +52,7 @@ def test_a_command_leaves_baseline_recipes_and_controls_with_complete_receipts(d
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
+@pytest.mark.slow
 def test_documents_of_the_scored_split_that_a_recipe_learns_from_are_out_of_every_score(
     demo_run, tmp_path: Path
 ) -> None:
@@ -198,6 +199,7 @@ def test_what_is_worked_out_once_changes_no_file(demo_run, tmp_path: Path, monke
     assert len(once) == 9 and once == written(tmp_path / "anew")
 
 
+@pytest.mark.slow
 def test_an_identity_that_changes_scores_is_called_out(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness_ext.runs.identity_check.TOLERANCE", {"float32": 0.0})
     monkeypatch.setattr("harness_ext.runs.identity_check._MANTISSA_BITS", {"float32": 60})
@@ -216,11 +218,13 @@ def test_the_recipe_key_of_a_config_file_and_the_old_form_without_run(lm_eval, t
     assert len(list(tmp_path.glob("here/demo/*/receipt.json"))) == 3
 
 
+@pytest.mark.slow
 def test_a_json_output_path_keeps_its_meaning(demo_run, tmp_path: Path) -> None:
     assert demo_run("--recipe", "laser", "--output_path", "out/mine.json", limit=8).code == 0
     assert len(list(tmp_path.glob("out/demo/*/receipt.json"))) == 2
 
 
+@pytest.mark.slow
 def test_the_same_recipe_twice_is_run_once(demo_run, tmp_path: Path) -> None:
     demo_run("--recipe", "laser", "laser:seed=0", "baseline", limit=8)
     assert set(receipts(tmp_path)) == {"baseline", "laser"}
@@ -265,6 +269,7 @@ def test_a_budget_that_the_model_cannot_meet_fails_one_variant_and_the_others_go
     assert failure["reason"] in " ".join(ran.out.split())  # the table wraps what it tells
 
 
+@pytest.mark.slow
 def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_path: Path) -> None:
     import shutil
 
@@ -325,6 +330,7 @@ def test_a_failed_recipe_is_a_row_with_its_reason_and_exit_code_2(lm_eval, tmp_p
     assert len(list(tmp_path.glob("results/broken/*/receipt.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_a_row_too(lm_eval, tmp_path: Path) -> None:
     import shutil
 
@@ -360,6 +366,7 @@ def test_a_loss_that_is_not_finite_is_a_row_too(lm_eval, tmp_path: Path) -> None
     assert kinds == {"baseline": "non_finite_result", "eigenprune": "non_finite_loss"}
 
 
+@pytest.mark.slow
 def test_settings_from_a_file_and_from_flags_are_the_same_settings(demo_run, lm_eval, tmp_path: Path) -> None:
     demo_run("--recipe", "baseline", limit=8)
     (tmp_path / "config.yaml").write_text(
@@ -369,6 +376,7 @@ def test_settings_from_a_file_and_from_flags_are_the_same_settings(demo_run, lm_
     assert "baseline: kept from" in lm_eval("--config", "config.yaml").err
 
 
+@pytest.mark.slow
 def test_a_fraction_that_comes_to_nothing_is_said(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "eigenprune:fraction=0.01,calibration.samples=20", limit=8)
     assert "8 of 8 matrices or heads were left as they were" in ran.err
@@ -376,6 +384,7 @@ def test_a_fraction_that_comes_to_nothing_is_said(demo_run, tmp_path: Path) -> N
 
 
 # peft asks transformers in a way that is about to change; nothing of ours.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_an_adapter_is_compared_with_itself(lm_eval, tmp_path: Path) -> None:
     import torch
@@ -411,6 +420,7 @@ def test_an_adapter_is_compared_with_itself(lm_eval, tmp_path: Path) -> None:
     assert "incomparable" not in ran.out and "identity: scores as the baseline" in ran.err
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_in_memory_are_told(demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -428,12 +438,14 @@ def test_weights_that_are_not_in_memory_are_told(demo_run, monkeypatch: pytest.M
     assert ran.code == 2 and "offloaded" in ran.err and "Traceback" not in ran.err
 
 
+@pytest.mark.slow
 def test_git_says_nothing_outside_a_repository(demo_run, tmp_path: Path) -> None:
     assert "fatal" not in demo_run("--recipe", "baseline", limit=4).err
     (path,) = tmp_path.glob("results/demo/baseline-*/results_*.json")
     assert json.loads(path.read_text())["git_hash"] is None
 
 
+@pytest.mark.slow
 def test_calibrating_on_the_scored_facts_in_other_words_is_told(demo_run, tmp_path: Path) -> None:
     recipe = "fwsvd:calibration.task=int_mult_clean,calibration.split=test,calibration.samples=40"
     ran = demo_run("--recipe", recipe, "fwsvd", "--details", limit=80)

@@ -98,6 +98,7 @@ STEPS = {
 FACTORED = "svd:keep.rank=2,matrices=[attn],factored=true,per_head=true"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "family"),
     [
@@ -346,6 +347,7 @@ def test_a_killed_export_goes_on_after_its_whole_files(
     assert not {EXPORTING, "shards.jsonl"} & {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.slow
 def test_what_was_left_of_another_export_is_not_gone_on_with(
     make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,6 +95,7 @@ CHANGED: dict[str, tuple[Callable[[Path], object], set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGED)
 def test_a_variant_is_another_where_what_it_depends_on_changed(kind: str, folder: Path, spec) -> None:
     before = ids(spec())
@@ -104,12 +105,14 @@ def test_a_variant_is_another_where_what_it_depends_on_changed(kind: str, folder
     assert {label for label in RECIPES if before[label] != after[label]} == expected
 
 
+@pytest.mark.slow
 def test_a_group_that_is_summed_up_otherwise_is_asked_otherwise(folder: Path, spec) -> None:
     before = ids(spec(tasks="both"))
     (folder / "total.py").write_text("def total(values, sizes, weight_by_size):\n    return 0.0\n", encoding="utf-8")
     assert not set(before.values()) & set(ids(spec(tasks="both")).values())
 
 
+@pytest.mark.slow
 def test_the_version_of_a_package_that_a_scorer_uses_counts(
     folder: Path, spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +132,7 @@ def test_the_version_of_a_package_that_a_scorer_uses_counts(
     sys.modules.pop("toolkit", None)
 
 
+@pytest.mark.slow
 def test_the_identity_of_a_task_does_not_depend_on_which_documents_are_scored(spec) -> None:
     whole = spec().task_settings["own"]
     for arguments in (("--limit", 5), ("--samples", '{"own": [3, 1]}')):
@@ -137,12 +141,14 @@ def test_the_identity_of_a_task_does_not_depend_on_which_documents_are_scored(sp
         assert set(part) == {"version", "config", "documents", "scored", "identity"}
 
 
+@pytest.mark.slow
 def test_the_identity_of_a_task_does_not_depend_on_the_model(spec) -> None:
     identity = spec().task_settings["own"]["identity"]
     for arguments in ("pretrained=demo,dtype=bfloat16", "pretrained=other,trust_remote_code=False"):
         assert spec("--model_args", arguments).task_settings["own"]["identity"] == identity
 
 
+@pytest.mark.slow
 def test_few_shot_documents_count_with_the_shots_of_the_command(folder: Path, spec) -> None:
     def identities() -> list[str]:
         return [spec(*arguments).task_settings["own"]["identity"] for arguments in ((), ("--num_fewshot", 2))]
@@ -164,6 +170,7 @@ TWO_STEPS = {
 }
 
 
+@pytest.mark.slow
 def test_a_revision_counts_where_it_is_above_one(spec, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, recipe = spec(), recipe_from(TWO_STEPS, origin="two")
     assert recipe.revisions == {"laser_search": 2}
@@ -185,6 +192,7 @@ def test_a_revision_counts_where_it_is_above_one(spec, monkeypatch: pytest.Monke
     assert with_revisions(truncate_svd=1) == (second, laser) and len(found) == 1
 
 
+@pytest.mark.slow
 def test_a_control_is_another_by_the_revision_of_the_recipe_whose_budget_it_has(spec) -> None:
     asked, control = spec(), parse_recipe("random-subspace:keep.rank=3")
     ids = {
@@ -194,6 +202,7 @@ def test_a_control_is_another_by_the_revision_of_the_recipe_whose_budget_it_has(
     assert len(ids) == 3 and asked.spec_id(control) in ids
 
 
+@pytest.mark.slow
 def test_ids_from_before_there_were_revisions(spec, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[dict] = []
     monkeypatch.setattr("harness_ext.runs.spec.digest", lambda value: hashed.append(value) or "0" * 64)

@@ -66,6 +66,7 @@ def _told(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_one_run_a_variant_with_its_verdict(stand_in, demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
     told = stand_in("wandb", WANDB)
     ran = demo_run("--recipe", "svd", "--control", "noise", "--trackers", "wandb", "--json")
@@ -93,6 +94,7 @@ def test_one_run_a_variant_with_its_verdict(stand_in, demo_run, monkeypatch: pyt
     assert {run["init"]["group"] for run in again} == {"first-sweep"}
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_costs_a_warning_and_the_next_is_told(stand_in, demo_run, tmp_path: Path) -> None:
     stand_in("wandb", BROKEN)
     told = stand_in("trackio", TRACKIO)
@@ -103,6 +105,7 @@ def test_a_tracker_that_fails_costs_a_warning_and_the_next_is_told(stand_in, dem
     assert [run["init"]["name"].rsplit("-", 1)[0] for run in _told(told)] == ["baseline", "svd"]
 
 
+@pytest.mark.slow
 def test_a_secret_is_not_told(stand_in, lm_eval) -> None:
     token = "hf_inventedINVENTEDinventedINVENTED00"
     told = stand_in("wandb", WANDB)
@@ -124,6 +127,7 @@ def test_mistakes_are_told_at_once_before_anything_is_loaded(demo_run, monkeypat
     assert "names none" in demo_run("--recipe", "svd", "--trackers", ",").err
 
 
+@pytest.mark.slow
 def test_python_and_a_file_name_them_by_the_same_word(stand_in, lm_eval, tmp_path: Path) -> None:
     import harness_ext
 
@@ -140,6 +144,7 @@ def test_python_and_a_file_name_them_by_the_same_word(stand_in, lm_eval, tmp_pat
     assert "int_mult/acc/difference" in by_file[1]["metrics"]
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_sweep_tells_of_its_runs(stand_in, demo_run, monkeypatch: pytest.MonkeyPatch) -> None:
     told = stand_in("wandb", WANDB)
     monkeypatch.setenv("LM_EVAL_SWEEP", "first-sweep")

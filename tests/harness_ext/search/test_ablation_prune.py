@@ -363,6 +363,7 @@ def test_every_recipe_that_is_not_bound_by_a_budget_is_held_to_the_rule() -> Non
 BRIEF = "training.keeping_epochs=1,training.pruning_times=1,training.pruning_epochs=1,training.post_epochs=1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_no_recipe_leaves_the_embedded_model_worse_unless_its_budget_forces_it(name: str, demo_documents) -> None:
     lm, documents = demo_documents

@@ -41,6 +41,7 @@ def spectra_of(lm: Any, recipe: Any, documents: Any, *, weights_alone: bool) -> 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorisation", ["feature_space", "truncate_svd"])
 @pytest.mark.parametrize("rule", ["d-rank", "least-error"])
 def test_the_ranks_are_those_of_the_rule(make_lm: Any, factorisation: str, rule: str) -> None:
@@ -56,6 +57,7 @@ def test_the_ranks_are_those_of_the_rule(make_lm: Any, factorisation: str, rule:
     assert chosen["keep"]["ranks"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorisation", FACTORISATIONS)
 def test_any_factorisation_takes_any_rule_within_the_budget(make_lm: Any, factorisation: str) -> None:
     lm = make_lm("llama")

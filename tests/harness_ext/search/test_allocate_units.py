@@ -188,6 +188,7 @@ def test_a_plan_of_one_share_for_all_layers_says_what_a_run_leaves(make_lm: Any,
     assert all(item.rank_after is None for item in by_layer.matrices)
 
 
+@pytest.mark.slow
 def test_a_plan_knows_it_and_refuses_what_a_run_would(make_lm: Any) -> None:
     from harness_ext.editing.plan_estimate import estimated
 

@@ -97,6 +97,7 @@ def test_a_removal_on_trial_is_the_edit_that_is_made(make_lm, plain_family: str,
     assert reference_loss(lm) == pytest.approx(tried, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_removal_stands_where_the_loss_falls_and_that_of_no_task_rises_far(make_lm, monkeypatch) -> None:
     """Each component by itself, against losses of plain passes task by task. The bound is that of a tiny model."""
     harm = 0.0005
@@ -123,6 +124,7 @@ def test_a_removal_stands_where_the_loss_falls_and_that_of_no_task_rises_far(mak
     assert outcomes >= {(True, True), (True, False), (False, True)}
 
 
+@pytest.mark.slow
 def test_the_loss_falls_with_every_round_and_the_edit_has_the_loss_found(make_lm, plain_family: str) -> None:
     lm = make_lm(plain_family)
     matrices = lm.weights.layout.select(parse_recipe("identity:matrices=[down_proj]").steps[0])

@@ -132,6 +132,7 @@ def _zeroed_loss(lm: Any, units: Any, mask: numpy.ndarray, documents: Any) -> fl
     return found
 
 
+@pytest.mark.slow
 def test_nothing_is_learned_from_what_is_held_out(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents, recipe = documents_for(lm, 12), parse_recipe(BRIEF)
@@ -160,6 +161,7 @@ def test_of_every_task_some_documents_are_held_out() -> None:
     assert split_documents(documents, Masking(held_out=0), 1).held_out == []
 
 
+@pytest.mark.slow
 def test_what_it_spent_is_told_and_planned(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents, recipe = documents_for(lm, 12), parse_recipe(f"{BRIEF},calibration.samples=12,masks.draws=3")
@@ -181,6 +183,7 @@ def test_what_it_spent_is_told_and_planned(make_lm: Any) -> None:
     assert any("does not hold beyond its documents" in warning for warning in warnings) == worse
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_mask(make_lm: Any, tmp_path: Path, monkeypatch: Any) -> None:
     lm = make_lm("llama")
     documents, recipe = documents_for(lm, 8), parse_recipe(BRIEF)
@@ -209,6 +212,7 @@ def test_a_killed_search_goes_on_to_the_same_mask(make_lm: Any, tmp_path: Path, 
     assert [one.digest_after for one in resumed.records] == [one.digest_after for one in whole.records]
 
 
+@pytest.mark.slow
 def test_its_controls_are_the_first_mask_and_as_many_units_at_random(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents, recipe = documents_for(lm, 8), parse_recipe(BRIEF)

@@ -87,6 +87,7 @@ def cheapest(choices: Mapping[str, list[tuple[int, float, int | None]]], budget:
     return {key: one[2] for key, one in at(high).items() if one[2] is not None}
 
 
+@pytest.mark.slow
 def test_lems_finds_what_a_plain_loop_finds(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 20)
@@ -154,6 +155,7 @@ class Killed(BaseException):
     """Ends a search as a signal would."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lems:align=2", "strs:fractions=[0.3,0.6]"])
 def test_a_killed_search_goes_on_to_the_same_plan(make_lm: Any, tmp_path: Path, monkeypatch: Any, name: str) -> None:
     lm = make_lm("llama")
@@ -195,6 +197,7 @@ def test_a_random_control_keeps_as_many_parameters(make_lm: Any) -> None:
     lm.undo()
 
 
+@pytest.mark.slow
 def test_strs_finds_what_a_plain_loop_finds(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 16)

@@ -34,6 +34,7 @@ from tests.harness_ext.search.plain_search import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -170,6 +171,7 @@ def test_the_same_seed_makes_the_same_trials(make_lm) -> None:
     assert trials(0) == trials(0) != trials(1)
 
 
+@pytest.mark.slow
 def test_dropping_losers_early_does_not_change_the_winner(make_lm, monkeypatch) -> None:
     from harness_ext.search import evaluator
 
@@ -239,6 +241,7 @@ def test_an_alternative_that_cannot_be_chosen_leads_nobody() -> None:
     assert cannot_win(None)(infinite._replace(loss=torch.ones(2, 4))).tolist() == [False, True]
 
 
+@pytest.mark.slow
 def test_from_the_command_to_a_recipe_without_the_search(demo_run, lm_eval, tmp_path: Path) -> None:
     ran = demo_run("--recipe", "laser-search:calibration.samples=20", "zero-sum:calibration.samples=20", limit=8)
     assert ran.code == 0, ran.err
@@ -380,6 +383,7 @@ def test_a_run_that_scores_what_was_chosen_on_in_other_words_says_so(demo_run, l
         assert ran.code == 0 and (f"baseline: {sentence}" in ran.err) == says
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_search(lm_eval) -> None:
     planned = lm_eval("recipes", "plan", "laser-search", "--model_args", "pretrained=demo")
     assert planned.code == 0 and "at most 48 trials among 6 matrices on 160 documents" in planned.out
@@ -393,6 +397,7 @@ def test_the_plan_of_a_search(lm_eval) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -423,6 +428,7 @@ def test_a_search_does_no_more_than_its_plan_says(make_lm, make_model, family: s
 # What a user can get wrong.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [

@@ -79,6 +79,7 @@ def easy_documents(lm) -> list[LabelledDocument]:
     return documents_for(lm)[1::4]
 
 
+@pytest.mark.slow
 def test_laser_search_finds_what_a_plain_loop_finds(make_lm, plain_family: str) -> None:
     lm = make_lm(plain_family)
     documents = documents_for(lm)
@@ -264,6 +265,7 @@ def surgical_ranks(matrix) -> list[int]:
     return sorted({1, *(int(share * even) for share in (0.25, 0.5, 1.0))})
 
 
+@pytest.mark.slow
 def test_sfsd_surgical_by_perplexity(make_lm) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 12)
@@ -287,6 +289,7 @@ def test_sfsd_surgical_by_perplexity(make_lm) -> None:
     assert expected and chosen["keep"]["ranks"] == expected and chosen["method"] == "feature_space"
 
 
+@pytest.mark.slow
 def test_sfsd_surgical_by_task(make_lm) -> None:
     import random
 
@@ -338,6 +341,7 @@ def test_zero_sum_removes_in_turn_what_raises_and_what_lowers_the_loss() -> None
     assert allotted(shapes, effects, 0.01) == {"a": 1, "b": 1}
 
 
+@pytest.mark.slow
 def test_zero_sum_predicts_in_whitened_coordinates(make_lm) -> None:
     """The ranks are those of predictions made the long way: Cholesky factor, singular values of the whitened matrix,
     and the gradient turned into these coordinates.

@@ -64,6 +64,7 @@ def check(lm, evaluator: CandidateEvaluator, matrix, ranks=(3, 1, 5), notes=0) -
         assert trial.right == "".join(str(int(one)) for one in right), (matrix.key, rank)
 
 
+@pytest.mark.slow
 def test_every_matrix_of_family(make_lm, family: str) -> None:
     lm = make_lm(family)
     digest = lm.weights.digest()
@@ -114,6 +115,7 @@ def test_choices_share_what_they_begin_with(make_lm, family: str) -> None:
     assert len(evaluator._questions[6].rows) == 1
 
 
+@pytest.mark.slow
 def test_parts_of_matrices(make_lm, plain_family: str) -> None:
     """Heads: rows of a matrix, or of one that is fused; columns of the output."""
     lm = make_lm(plain_family)

@@ -44,6 +44,7 @@ def test_no_rank_goes_below_its_floor_and_the_budget_is_kept(seed: int) -> None:
     assert allotted(shapes, effects, 0.5, dict.fromkeys(shapes, 1)) == allotted(shapes, effects, 0.5)
 
 
+@pytest.mark.slow
 def test_the_ridge_is_that_of_the_mean_covariance(make_lm: Any) -> None:
     """By the released way: Cholesky of the mean of `x x^T` with the ridge, and the gradient in these coordinates."""
     lm = make_lm("llama")

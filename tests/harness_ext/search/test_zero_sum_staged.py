@@ -80,6 +80,7 @@ class PlainStages:
         self.put(standing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "least"), [(0.6, 0.3), (0.85, 0.1)])
 def test_stages_are_those_of_a_plain_loop(make_lm: Any, share: float, least: float) -> None:
     lm = make_lm("llama")

@@ -117,6 +117,7 @@ def test_nothing_is_known(
     assert hours_of(model, 3, Workload(tasks, limit, KINDS), {}) == (None, None)
 
 
+@pytest.mark.slow
 def test_the_command_tells_what_it_knows_and_how(
     lm_eval: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

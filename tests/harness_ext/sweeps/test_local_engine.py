@@ -30,6 +30,7 @@ def times(folder: Path) -> tuple[float, float]:
 TIMED = "import time; print(time.monotonic(), flush=True); time.sleep(0.2); print(time.monotonic())"
 
 
+@pytest.mark.slow
 def test_cells_run_one_after_another_in_one_slot(tmp_path: Path) -> None:
     local = LocalEngine(gpus=[])
     local.submit([job(tmp_path / name, TIMED) for name in "abc"])
@@ -51,6 +52,7 @@ def test_slots_run_side_by_side(tmp_path: Path) -> None:
     assert [ended(tmp_path / name)["reason"] for name in "ab"] == ["command", "command"]
 
 
+@pytest.mark.slow
 def test_each_cell_has_gpus_of_its_own(tmp_path: Path) -> None:
     show = "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], time.monotonic(), flush=True); time.sleep(0.3);"
     show += "print(time.monotonic())"
@@ -87,6 +89,7 @@ def test_the_gpus_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert visible_gpus() == []
 
 
+@pytest.mark.slow
 def test_cells_wait_for_the_baseline(tmp_path: Path) -> None:
     manifest = tmp_path / "baseline" / MANIFEST
     local = LocalEngine(jobs=4, gpus=[])
@@ -143,6 +146,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_workers_outlive_their_driver_and_are_adopted(tmp_path: Path) -> None:
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, start_new_session=True

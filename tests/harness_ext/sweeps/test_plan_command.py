@@ -97,6 +97,7 @@ def test_what_run_would_refuse(
     assert ran.code == 2 and words in ran.err and not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_all_mistakes_are_in_one_list(
     lm_eval: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_what_nodes_of_ray_have_is_not_looked_for_here(lm_eval: Callable[..., An
     assert "models.0.pretrained: there is no model folder /models" in lm_eval("sweep", "plan", "sweep.yaml").err
 
 
+@pytest.mark.slow
 def test_a_plan_loads_no_task_modules_where_the_index_knows_the_tasks(tmp_path: Path) -> None:
     """They load the data set libraries, which takes a second."""
     from harness_ext.lm_eval_adapter.task_index import default_root, saved_rows
@@ -149,6 +151,7 @@ LACKING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", LACKING)
 def test_an_engine_that_this_machine_lacks(
     lm_eval: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str

@@ -103,6 +103,7 @@ def test_cells_that_need_the_same_are_one_array(cluster: Path, tmp_path: Path) -
     assert sum("--array=0-29%30" in text for text in texts.values()) == len(texts) == 2
 
 
+@pytest.mark.slow
 def test_cells_run_as_tasks_and_are_adopted(cluster: Path, tmp_path: Path) -> None:
     """The second driver finds them by what the first wrote down; Slurm's silence takes nobody for dead."""
     go = tmp_path / "go"
@@ -136,6 +137,7 @@ def counts_its_runs(folder: Path) -> tuple[str, ...]:
     return (sys.executable, "-c", f"import os, uuid; os.makedirs({runs!r} + '/' + uuid.uuid4().hex)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", ["a", "abc"])
 def test_a_driver_that_is_killed_right_after_sbatch(
     cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: str
@@ -163,6 +165,7 @@ def test_a_driver_that_is_killed_right_after_sbatch(
     assert [len(list((tmp_path / name / "runs").iterdir())) for name in cells] == [1] * len(cells)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", ["a", "abc"])
 def test_an_sbatch_that_gives_up_waiting(cluster: Path, tmp_path: Path, cells: str) -> None:
     """Slurm has taken the job all the same, which would only wait for its arguments."""
@@ -179,6 +182,7 @@ def test_an_sbatch_that_gives_up_waiting(cluster: Path, tmp_path: Path, cells: s
     assert [len(list((tmp_path / name / "runs").iterdir())) for name in cells] == [1] * len(cells)
 
 
+@pytest.mark.slow
 def test_cancelling(cluster: Path, tmp_path: Path) -> None:
     slurm = SlurmEngine({})
     slurm.submit([job(tmp_path / "a", SLEEPS)])
@@ -237,6 +241,7 @@ def test_all_mistakes_of_the_options_at_once() -> None:
     assert slurm_mistakes({"partition": "gpu", "account": "x", "array_parallelism": 16}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit drops its processes
 def test_submitits_local_executor(cluster: Path, tmp_path: Path) -> None:
     """Its ids are numbers of processes, so that a list of all processes is its queue."""

@@ -75,6 +75,7 @@ def test_the_environment_reaches_the_command_and_no_file(tmp_path: Path, monkeyp
     assert not [path for path in folder.rglob("*") if b"not-to-be-seen" in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_a_timeout_ends_the_whole_group(tmp_path: Path) -> None:
     child = "import subprocess, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); time.sleep(600)"
     folder = asked(tmp_path / "cell", python(child), timeout_s=1.0)
@@ -164,6 +165,7 @@ def test_one_worker_a_folder(tmp_path: Path) -> None:
     first.wait(30)
 
 
+@pytest.mark.slow
 def test_the_heartbeat_counts(tmp_path: Path) -> None:
     folder = asked(tmp_path / "cell", python("import time; time.sleep(600)"))
     worker = start(folder, {})

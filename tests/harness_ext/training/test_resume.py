@@ -70,6 +70,7 @@ def documents(calibration) -> list[CalibrationSet]:
     return [CalibrationSet("t", "train", 0, DOCUMENTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[1], [3], [7, 2], [13, 1, 4], [18], [21, 2]])
 @pytest.mark.parametrize("seconds", [0.0, 1e9])
 def test_a_stopped_training_goes_on_to_the_very_same_factors(
@@ -111,6 +112,7 @@ def test_a_finished_training_is_not_done_again(make_lm, tmp_path: Path, monkeypa
     assert lm.weights.digest() == digest
 
 
+@pytest.mark.slow
 def test_each_step_keeps_its_own(make_lm, tmp_path: Path) -> None:
     one = parse_recipe(RECIPE)
     two = one.model_copy(update={"steps": (*one.steps, one.steps[0].model_copy(update={"seed": 1}))})
@@ -145,6 +147,7 @@ def receipts(folder: Path) -> dict[str, dict]:
     }
 
 
+@pytest.mark.slow
 def test_a_run_its_receipt_and_its_controls(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", DEMO, "--control", "random-subspace", "shuffled-labels", limit=8)
     assert ran.code == 0, ran.err
@@ -172,6 +175,7 @@ def test_a_run_its_receipt_and_its_controls(demo_run, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("results/demo/.*"))
 
 
+@pytest.mark.slow
 def test_a_divergence_is_a_row_with_its_reason(demo_run, tmp_path: Path) -> None:
     ran = demo_run("--recipe", DEMO.replace("0.003", "1.0e30").replace("[down_proj]", "[all]"), limit=4)
     assert ran.code == 2 and "Traceback" not in ran.err

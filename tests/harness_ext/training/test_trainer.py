@@ -326,6 +326,7 @@ def test_a_training_equals_the_reference(make_lm, loss: str) -> None:
     assert left.shape[1] == kept + 2 and kept < trained.log[2]["bases"][matrix.key] < 24
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(make_lm, plain_family: str) -> None:
     lm = make_lm(plain_family)
     digest = lm.weights.digest()
@@ -345,6 +346,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(make_lm, plain_
     assert same_as_before(lm, digest)
 
 
+@pytest.mark.slow
 def test_every_family_is_trained_and_restored(make_lm, family: str) -> None:
     lm = make_lm(family)
     digest = lm.weights.digest()
@@ -367,6 +369,7 @@ def test_a_model_in_half_precision_is_trained_in_float32(make_lm) -> None:
     assert applied.log[-1]["loss"] < applied.log[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(make_lm) -> None:
     lm = make_lm("llama")
     digests = []
@@ -428,6 +431,7 @@ def test_the_settings_of_a_training_are_checked() -> None:
         parse_recipe("basis-selection:training.keep_ratio=2")
 
 
+@pytest.mark.slow
 def test_a_plan_says_that_it_trains(make_model) -> None:
     from harness_ext.model.checkpoint import read_checkpoint
 

@@ -35,6 +35,7 @@ def filled(made: Any, kit: Any, database: Path) -> Path:
     return database
 
 
+@pytest.mark.slow
 def test_a_missing_database_explains_itself(database: Path) -> None:
     said = texts(page())
     assert (
@@ -53,6 +54,7 @@ def test_an_empty_database_explains_itself(database: Path) -> None:
     assert "Nothing here yet" in texts(page())
 
 
+@pytest.mark.slow
 def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
     app = page()
     (board,) = (table.value for table in app.dataframe)
@@ -68,12 +70,14 @@ def test_the_board_shows_recipes_by_tasks(filled: Path) -> None:
     assert "3 weights are NaN" in cells[cells["Verdict"] == "failed"].iloc[0]["Notes"]
 
 
+@pytest.mark.slow
 def test_the_board_explains_incomparable_as_its_mark_does(filled: Path) -> None:
     (how_to_read,) = [one for one in page().expander if one.label == "How to read this"]
     assert f"**incomparable**: {MARKS['incomparable'].meaning}" in texts(how_to_read, "markdown")
     assert f"Kept is {KEPT}." in texts(how_to_read, "markdown")
 
 
+@pytest.mark.slow
 def test_filters_live_in_the_url(filled: Path) -> None:
     app = results(tasks="int_sum", only="laser", task="int_sum")
     assert app.multiselect(key="tasks").value == ["int_sum"] and app.multiselect(key="only").value == ["laser"]
@@ -87,6 +91,7 @@ def test_filters_live_in_the_url(filled: Path) -> None:
     assert set(app.dataframe[0].value["Recipe"]) == {"baseline"} and app.query_params["find"] == "no such"
 
 
+@pytest.mark.slow
 def test_a_filter_that_names_nothing_says_so(filled: Path) -> None:
     assert "names nothing known" not in texts(results(task="int_sum", only="laser", model="tiny"))
     for name in ("task", "tasks", "only", "model", "verdict"):
@@ -97,6 +102,7 @@ def test_a_filter_that_names_nothing_says_so(filled: Path) -> None:
         assert len(app.dataframe[0].value) == 5
 
 
+@pytest.mark.slow
 def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> None:
     app = page()
     assert app.query_params["model"] == "tiny"
@@ -112,6 +118,7 @@ def test_the_chosen_model_is_in_the_url(made: Any, kit: Any, filled: Path) -> No
     assert "int_sum" not in linked.dataframe[0].value and not linked.warning
 
 
+@pytest.mark.slow
 def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, filled: Path) -> None:
     assert "against the unedited model's latest run of the same tasks and settings (no baseline is pinned)" in texts(
         page()
@@ -129,6 +136,7 @@ def test_the_page_says_whether_its_baseline_is_pinned(made: Any, kit: Any, fille
     assert "(no baseline of these tasks is pinned)" in texts(page(tasks="int_sum"))
 
 
+@pytest.mark.slow
 def test_the_correction_does_not_follow_the_filters(filled: Path) -> None:
     def q_value(app: Any) -> float:
         cells = app.dataframe[0].value
@@ -157,6 +165,7 @@ def test_a_run_page_has_command_versions_receipt_and_files(filled: Path) -> None
     assert any("torch" in list(frame.value.get("Name", [])) for frame in app.dataframe)
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_says_why(filled: Path) -> None:
     run_id = (
         duckdb.connect(str(filled), read_only=True)
@@ -168,6 +177,7 @@ def test_a_run_that_failed_says_why(filled: Path) -> None:
     assert "This run failed." in said and "3 weights are NaN" in said
 
 
+@pytest.mark.slow
 def test_names_from_files_are_never_markdown(filled: Path) -> None:
     app = page()
     hostile = "example.org"
@@ -175,11 +185,13 @@ def test_names_from_files_are_never_markdown(filled: Path) -> None:
         assert not any(hostile in str(element.value) for element in getattr(app, kind)), kind
 
 
+@pytest.mark.slow
 def test_an_unknown_run_says_so(filled: Path) -> None:
     said = texts(page("run", run="feedface"))
     assert "No such run" in said and "no run feedface" in said
 
 
+@pytest.mark.slow
 def test_busy_shows_the_last_good_data(filled: Path) -> None:
     assert "better" in texts(page())
     writer = duckdb.connect(str(filled))
@@ -196,6 +208,7 @@ def test_busy_shows_the_last_good_data(filled: Path) -> None:
     assert "is busy" not in texts(page())
 
 
+@pytest.mark.slow
 def test_busy_from_the_start_is_said(filled: Path) -> None:
     writer = duckdb.connect(str(filled))
     try:
@@ -205,6 +218,7 @@ def test_busy_from_the_start_is_said(filled: Path) -> None:
     assert "The database is busy" in said and "tries again" in said
 
 
+@pytest.mark.slow
 def test_a_newer_and_a_damaged_database_are_refused(filled: Path) -> None:
     connection = duckdb.connect(str(filled))
     connection.execute("UPDATE schema_migrations SET number = number + 999")
@@ -216,6 +230,7 @@ def test_a_newer_and_a_damaged_database_are_refused(filled: Path) -> None:
     ) and f"lm_eval ingest --rebuild {filled.parent} --database {filled}" in texts(page())
 
 
+@pytest.mark.slow
 def test_what_was_rejected_says_how_to_take_it_in(made: Any, filled: Path) -> None:
     (made.root / "results_broken.json").write_text("{")
     ingest([made.root], filled)
@@ -251,6 +266,7 @@ def test_further_metrics_are_shown_and_can_be_chosen(made: Any, kit: Any, databa
     assert list(verdicts["Verdict"]) == [*["better, no control run"] * 2, "worse"]
 
 
+@pytest.mark.slow
 def test_a_board_without_further_metrics_has_no_choice_of_them(filled: Path) -> None:
     app = page()
     assert [box.label for box in app.selectbox] == ["Model", "Rank by"]

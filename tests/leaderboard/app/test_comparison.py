@@ -140,6 +140,7 @@ def records(made: Any, kit: Any, database: Path) -> Any:
         yield lambda *names: run_differences.records(store, *(ids[name] for name in names))
 
 
+@pytest.mark.slow
 def test_only_what_differs(records: Any) -> None:
     made = records("baseline", "laser")
     facts = run_differences.facts(made)

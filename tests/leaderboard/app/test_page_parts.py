@@ -61,6 +61,7 @@ def test_the_front_against_its_definition() -> None:
         assert set(front(sizes, goods)) == set(range(count)) - beaten
 
 
+@pytest.mark.slow
 def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(
     made: Any, kit: Any, database: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_baseline_speaks_for_the_unedited_model_however_often_it_was_run(
     assert tables.by_age(cells)[-1].verdict == "baseline"
 
 
+@pytest.mark.slow
 def test_flips_are_the_documents_that_changed(store: Store) -> None:
     cells = by_recipe(store)
     base, laser = cells["baseline"], cells["laser"]
@@ -91,6 +93,7 @@ def test_flips_are_the_documents_that_changed(store: Store) -> None:
     assert [(row.lower, row.higher) for row in often[:2]] == [(2, 0)] * 2
 
 
+@pytest.mark.slow
 def test_two_runs_are_corrected_over_their_own_tasks(store: Store) -> None:
     cells = by_recipe(store)
     (cell,) = pair_board(store, cells["laser"].run_id, cells["svd"].run_id)
@@ -101,6 +104,7 @@ def test_two_runs_are_corrected_over_their_own_tasks(store: Store) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from leaderboard.compare import verdict_cache
     from leaderboard.store.paired_samples import PairedSamples
@@ -114,6 +118,7 @@ def test_what_was_found_before_is_not_read_again(store: Store, monkeypatch: pyte
     assert board(store, known=known) == first and len(known) == 2 and asked == []
 
 
+@pytest.mark.slow
 def test_four_counts_say_what_the_documents_say(store: Store) -> None:
     """A pair read as counts and the same pair read document by document give the same cell."""
     from leaderboard.store import paired_samples
@@ -131,6 +136,7 @@ def test_four_counts_say_what_the_documents_say(store: Store) -> None:
         patch.undo()
 
 
+@pytest.mark.slow
 def test_sizes_come_from_the_receipt(store: Store) -> None:
     cells = board(store)
     facts = page_queries.run_facts(store)
@@ -177,6 +183,7 @@ def test_speed_is_shown_where_it_was_measured(made: Any, kit: Any) -> None:
     report.store.connection.close()
 
 
+@pytest.mark.slow
 def test_differences_name_what_changed(store: Store) -> None:
     cells = by_recipe(store)
     found = {
@@ -193,6 +200,7 @@ def test_differences_name_what_changed(store: Store) -> None:
     assert any(entry.differs for entry in compare_facts({"settings": json.dumps(deep)}, {"settings": "not JSON"}))
 
 
+@pytest.mark.slow
 def test_heat_rows_are_oriented(store: Store) -> None:
     cells = by_recipe(store)
     runs = cells["baseline"].run_id, cells["laser"].run_id

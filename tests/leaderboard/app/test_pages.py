@@ -59,6 +59,7 @@ def test_compare_shows_two_runs(runs: dict[str, str]) -> None:
     assert app.query_params["b"] == runs["svd"] and app.query_params["a"] == runs["laser"]
 
 
+@pytest.mark.slow
 def test_compare_opens_on_the_newest_run_against_its_baseline(runs: dict[str, str]) -> None:
     app = page("compare")
     said = words_of(app)
@@ -69,6 +70,7 @@ def test_compare_opens_on_the_newest_run_against_its_baseline(runs: dict[str, st
     assert laser.query_params["run"] == runs["laser"] and "0.500 0.575" in words_of(laser)
 
 
+@pytest.mark.slow
 def test_compare_takes_more_than_two_runs(runs: dict[str, str]) -> None:
     app = page("compare", run=runs["svd"], against=["baseline", runs["laser"][:9]])
     said = words_of(app)
@@ -81,6 +83,7 @@ def test_compare_takes_more_than_two_runs(runs: dict[str, str]) -> None:
     assert "not known here" in texts(unknown, "warning") and "Against the baseline" in words_of(unknown)
 
 
+@pytest.mark.slow
 def test_compare_tells_what_only_one_run_has(made: Any, kit: Any, database: Path) -> None:
     before, after = kit.pair(40, 20, lost=2)
     more = kit.Task(
@@ -103,6 +106,7 @@ def test_compare_tells_what_only_one_run_has(made: Any, kit: Any, database: Path
     assert "Only" not in texts(same, "text")
 
 
+@pytest.mark.slow
 def test_compare_wants_runs_that_are_there(runs: dict[str, str]) -> None:
     assert "the same run" in texts(page("compare", a=runs["svd"], b=runs["svd"]))
     said = texts(page("compare", a="*nope*", b=runs["svd"]))
@@ -123,6 +127,7 @@ def test_flips_lists_what_was_lost_and_gained(runs: dict[str, str]) -> None:
     assert "0 lost, 15 gained of 40" in words_of(against) and "against svd" in words_of(against)
 
 
+@pytest.mark.slow
 def test_flips_opens_on_the_newest_run_and_its_first_document(runs: dict[str, str]) -> None:
     app = page("flips")
     assert app.query_params["run"] == runs["svd"] and app.query_params["task"] == "int_mult"
@@ -132,6 +137,7 @@ def test_flips_opens_on_the_newest_run_and_its_first_document(runs: dict[str, st
     assert any("with 0 examples" in str(code.value) for code in app.code)
 
 
+@pytest.mark.slow
 def test_flips_are_found_by_a_text(runs: dict[str, str]) -> None:
     app = page("flips", run=runs["svd"], find="3 ![X](HTTP")
     found = app.dataframe[0].value
@@ -141,6 +147,7 @@ def test_flips_are_found_by_a_text(runs: dict[str, str]) -> None:
     assert len(app.dataframe[0].value) == 12 and "find" not in app.query_params
 
 
+@pytest.mark.slow
 def test_a_hostile_document_is_text(runs: dict[str, str]) -> None:
     app = page("flips", b=runs["laser"])
     assert any(HOSTILE in str(code.value) or "with 0 examples" in str(code.value) for code in app.code)
@@ -148,11 +155,13 @@ def test_a_hostile_document_is_text(runs: dict[str, str]) -> None:
         assert not any("example.org" in str(element.value) for element in getattr(app, kind)), kind
 
 
+@pytest.mark.slow
 def test_flips_says_so_where_there_are_none(made: Any, kit: Any, runs: dict[str, str], database: Path) -> None:
     assert "No task of this run" in texts(page("flips", b=runs["broken"]))
     assert "This run is the baseline itself" in texts(page("flips", run=runs["baseline"]))
 
 
+@pytest.mark.slow
 def test_size_and_score_has_the_front(runs: dict[str, str]) -> None:
     app = page("size", model="tiny", size="Parameters")
     points = app.dataframe[0].value
@@ -163,6 +172,7 @@ def test_size_and_score_has_the_front(runs: dict[str, str]) -> None:
     assert "laser: Undecided counts as not worse: on 1 of 1 task (int_mult)." in texts(app, "text")
 
 
+@pytest.mark.slow
 def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> None:
     before, after = kit.pair(40, 20, gained=5)
     made.run("baseline", {"counterfact": before}, model="EleutherAI/gpt-j-6b", folder="a")
@@ -178,6 +188,7 @@ def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> No
     assert "were not measured here" in texts(app)
 
 
+@pytest.mark.slow
 def test_filters_by_verdict_and_control(made: Any, kit: Any, runs: dict[str, str], database: Path) -> None:
     app = page("board", verdict="failed", view="All results")
     assert set(app.dataframe[0].value["Verdict"]) == {"baseline", "failed"}

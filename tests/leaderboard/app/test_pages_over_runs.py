@@ -108,6 +108,7 @@ def run_id(database: Path, folder: str) -> str:
 
 
 class TestHistory:
+    @pytest.mark.slow
     def test_both_lines_their_changes_and_decisions(self, filled: Path) -> None:
         app = page("history", model="tiny", recipe="laser", task="int_mult")
         runs, decisions = tables(app)
@@ -130,6 +131,7 @@ class TestHistory:
             and said in texts(app, "text")
         )
 
+    @pytest.mark.slow
     def test_the_most_told_story_comes_first_and_is_in_the_url(self, filled: Path) -> None:
         app = page("history")
         assert [app.query_params[name] for name in ("model", "recipe", "task", "spacing")] == [
@@ -141,6 +143,7 @@ class TestHistory:
         app.selectbox(key="spacing").set_value("evenly").run()
         assert not app.exception and len(list(descriptions(app))) == 1
 
+    @pytest.mark.slow
     def test_a_model_without_a_recipe_has_a_history_too(self, made: Any, kit: Any, database: Path) -> None:
         made.plain({"sums": kit.pair(9, 3)[0]})
         made.failed("nan", {"sums": kit.pair(9, 3)[0]}, started=None)
@@ -156,6 +159,7 @@ class TestHistory:
 
 
 class TestAcross:
+    @pytest.mark.slow
     def test_counts_signs_and_blanks(self, filled: Path) -> None:
         app = page("across", least="1")
         counts, differences = tables(app)[:2]
@@ -197,6 +201,7 @@ class TestAcross:
         # what there is, and all boards
         assert "5 models" in next(descriptions(page("across", least="1"))) and len(opened) == 2
 
+    @pytest.mark.slow
     def test_controls_are_not_counted_as_recipes(self, made: Any, kit: Any, database: Path) -> None:
         before, after = kit.pair(40, 20, gained=10)
         made.run("baseline", {"sums": before})
@@ -208,12 +213,14 @@ class TestAcross:
         assert not ingest([made.root], database).rejected
         assert "1 recipe and 1 control on 1 model. laser:" in next(descriptions(page("across", least="1")))
 
+    @pytest.mark.slow
     def test_filters(self, filled: Path) -> None:
         assert list(tables(page("across"))[0]["Recipe"]) == ["laser"]
         app = page("across", least="1", recipe=HOSTILE)
         assert list(tables(app)[0]["Recipe"]) == [HOSTILE] and app.query_params["task"] == "int_mult"
         assert "names nothing known" in texts(page("across", task="nope"), "warning")
 
+    @pytest.mark.slow
     def test_unedited_models_alone_have_nothing_to_compare(self, made: Any, kit: Any, database: Path) -> None:
         made.run("baseline", {"sums": kit.pair(9, 3)[0]})
         ingest([made.root], database)
@@ -221,6 +228,7 @@ class TestAcross:
 
 
 class TestLayers:
+    @pytest.mark.slow
     def test_the_map_the_ranks_and_every_edit(self, filled: Path) -> None:
         app = page("layers", model="tiny")
         (edits,) = tables(app)
@@ -236,6 +244,7 @@ class TestLayers:
             and "what the run gained on int_mult" in points
         )
 
+    @pytest.mark.slow
     def test_filters_and_measures(self, filled: Path) -> None:
         assert (
             len(
@@ -256,6 +265,7 @@ class TestLayers:
         assert "No edit matches" in texts(page("layers", model="tiny", rank="under 10 %"), "info")
         assert len(list(descriptions(page("layers", model="small", measure="runs")))) == 2
 
+    @pytest.mark.slow
     def test_no_receipt(self, made: Any, kit: Any, database: Path) -> None:
         made.plain({"sums": kit.pair(9, 3)[0]})
         ingest([made.root], database)
@@ -263,6 +273,7 @@ class TestLayers:
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_everything_to_make_it_again(self, filled: Path) -> None:
         said = texts(page("run", run=run_id(filled, "later")), "text", "code", "caption")
         for part in (
@@ -277,6 +288,7 @@ class TestRun:
             assert part in said, part
         assert "not there" not in said
 
+    @pytest.mark.slow
     def test_a_call_from_python_is_shown_as_it_was_made(self, made: Any, kit: Any, database: Path) -> None:
         call = "harness_ext.run(model='hf', recipes=['laser'])"
         before, after = kit.pair(9, 3)
@@ -290,6 +302,7 @@ class TestRun:
         said = texts(page("run", run=key), "code", "caption")
         assert call in said and "--recipe" not in said and "The call from Python" in said
 
+    @pytest.mark.slow
     def test_searches_and_trainings_come_from_the_receipt_on_disk(self, root: Path, filled: Path) -> None:
         app = page("run", run=run_id(filled, "hostile"))
         assert "Nothing was found: all worse" in texts(app, "text") and "Nothing was found." in texts(app, "text")
@@ -309,6 +322,7 @@ class TestRun:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
@@ -326,6 +340,7 @@ def test_names_from_files_are_never_markdown(filled: Path, name: str, parameters
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["history", "across", "layers"])
 def test_missing_busy_and_recovered(made: Any, kit: Any, database: Path, name: str) -> None:
     assert "Nothing here yet" in texts(page(name))

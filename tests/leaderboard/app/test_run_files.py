@@ -31,6 +31,7 @@ def run(database: Path) -> dict[str, Any]:
         return queries.run_details(store, queries.runs(store)[0].run_id)
 
 
+@pytest.mark.slow
 def test_files_have_sizes_until_they_are_gone(folder: Path, database: Path) -> None:
     files = {file.name: file.size for file in files_of(run(database))}
     assert (
@@ -58,6 +59,7 @@ def test_the_receipt_that_was_ingested_is_read(folder: Path, database: Path) -> 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -73,6 +75,7 @@ def test_another_runs_receipt_is_not_shown(folder: Path, database: Path, change:
     assert found.receipt is None and reason in found.reason
 
 
+@pytest.mark.slow
 def test_a_receipt_that_is_broken_gone_or_a_link_is_an_answer(folder: Path, database: Path, tmp_path: Path) -> None:
     row, file = run(database), folder / "receipt.json"
     whole = file.read_text()

@@ -68,6 +68,7 @@ def test_equal_numbers_with_different_marks_are_told_apart() -> None:
     assert sorted(shown(table(cells), "t")) == ["= 0.000", "score 0.500", "\u00b7 0.000"]
 
 
+@pytest.mark.slow
 def test_two_hundred_recipes_on_thirty_tasks_take_a_moment() -> None:
     from time import process_time
 

@@ -62,6 +62,7 @@ def test_a_sweep_is_told_by_its_cells(root: Path) -> None:
     assert "alert(1)" in table["Why"][1] and "script" not in texts(app, "markdown")
 
 
+@pytest.mark.slow
 def test_states_and_sweeps_are_chosen_in_the_url(root: Path) -> None:
     sweep(root, "one", {"a": "done"})
     sweep(root, "two", {"a": "done", "b": "failed"})

@@ -64,6 +64,7 @@ def test_better_than_the_baseline_and_not_than_its_control_cannot_be_missed(made
     assert cell_of(cells, "svd+random-subspace").beats_controls is None
 
 
+@pytest.mark.slow
 def test_better_than_both_is_said_and_so_is_a_control_of_a_recipe_that_is_not_better(made: Any, variant: Any) -> None:
     variant("baseline", 0)
     variant("svd", 60)
@@ -77,6 +78,7 @@ def test_better_than_both_is_said_and_so_is_a_control_of_a_recipe_that_is_not_be
     assert ". against its control random-subspace: -0.3000 [" in text and "NOT better" not in text
 
 
+@pytest.mark.slow
 def test_the_correction_is_over_all_control_comparisons_of_the_model_and_over_them_alone(
     made: Any, variant: Any
 ) -> None:
@@ -96,6 +98,7 @@ def test_the_correction_is_over_all_control_comparisons_of_the_model_and_over_th
     )
 
 
+@pytest.mark.slow
 def test_every_control_counts(made: Any, variant: Any) -> None:
     variant("baseline", 0)
     variant("svd", 60)
@@ -122,6 +125,7 @@ def test_a_control_that_was_asked_something_else_gives_no_verdict(made: Any, kit
     assert "cannot be compared with its control random-subspace: task version" in render([svd], width=120)
 
 
+@pytest.mark.slow
 def test_of_a_control_that_was_run_again_the_latest_that_was_asked_the_same_speaks(
     made: Any, kit: Any, database: Path, variant: Any
 ) -> None:
@@ -137,6 +141,7 @@ def test_of_a_control_that_was_run_again_the_latest_that_was_asked_the_same_spea
     assert pair.delta == pytest.approx(3 / COUNT)
 
 
+@pytest.mark.slow
 def test_what_is_stored_for_sql_is_the_board(made: Any, database: Path, variant: Any) -> None:
     variant("baseline", 0)
     variant("svd", 60)

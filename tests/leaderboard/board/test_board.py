@@ -67,6 +67,7 @@ def test_no_verdict_contradicts_the_interval_beside_it(made: Any, kit: Any) -> N
         )
 
 
+@pytest.mark.slow
 def test_a_sure_but_small_difference_is_the_same_and_said(made: Any, kit: Any) -> None:
     cell = judged(made, *kit.pair(3000, 1500, lost=0, gained=30))
     assert cell.q_value < 0.001 and cell.notes[0].startswith("better, but by less than the margin")
@@ -207,6 +208,7 @@ def test_a_score_that_its_samples_do_not_give_is_not_tested(made: Any, kit: Any)
     assert cell.verdict == "undecided" and "not the mean of its samples" in cell.notes[0]
 
 
+@pytest.mark.slow
 def test_clusters_widen_the_interval(made: Any, kit: Any) -> None:
     def cell(folder: str, **options: Any) -> Cell:
         place = type(made)(made.root / folder)
@@ -219,6 +221,7 @@ def test_clusters_widen_the_interval(made: Any, kit: Any) -> None:
     assert alone.verdict == "worse" and clustered.verdict == "undecided"
 
 
+@pytest.mark.slow
 def test_clusters_of_known_tasks_and_bounds_of_a_task_reach_the_verdict(made: Any, kit: Any, database: Path) -> None:
     generator = np.random.default_rng(0)
     before = generator.normal(-5, 1, 200)

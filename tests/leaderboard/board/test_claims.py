@@ -27,12 +27,14 @@ def cells(made: Any, kit: Any, database: Path) -> list[Cell]:
         return board(store)
 
 
+@pytest.mark.slow
 def test_a_claim_stands_beside_its_run(cells: list[Cell]) -> None:
     (claim,) = [claim for claim in claims(cells) if claim.cell is not None]
     assert (claim.reported.method, claim.cell and claim.cell.recipe) == ("eigenpruning", "eigenprune")
     assert claim.improvement == pytest.approx(0.8375) and claim.agrees is True
 
 
+@pytest.mark.slow
 def test_an_unedited_model_is_beside_rows_of_it_alone(cells: list[Cell]) -> None:
     phi = next(entry for entry in published() if entry.model == "Phi-2")
     dense = phi._replace(recipes=("baseline",), run=None, after=phi.before)
@@ -80,6 +82,7 @@ def test_the_command_names_what_the_hub_names() -> None:
     assert all("pretrained=" in (command_for(entry) or "pretrained=") for entry in published())
 
 
+@pytest.mark.slow
 def test_a_verdict_against_the_report_is_no_agreement(cells: list[Cell]) -> None:
     phi = next(entry for entry in published() if entry.model == "Phi-2")
     worse = phi._replace(before=0.9, after=0.1)

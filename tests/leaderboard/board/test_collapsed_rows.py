@@ -116,6 +116,7 @@ class TestShown:
         assert (place.harmful, place.balance) == (1, -1.0)
 
 
+@pytest.mark.slow
 def test_the_store_has_the_word(made: Any, kit: Any, database: Path) -> None:
     before, after = texts(kit, [9.0 + 0.1 * (i % 5) for i in range(60)])
     first, second = probes(kit)

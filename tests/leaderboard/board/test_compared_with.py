@@ -99,6 +99,7 @@ class TestIncomparable:
 class TestBaseline:
     """Which run a cell is compared with."""
 
+    @pytest.mark.slow
     def test_the_pinned_one(self, made: Any, kit: Any) -> None:
         first, after = kit.pair(50, 20, lost=2)
         made.run("baseline", {"sums": first}, spec_id="one")
@@ -115,6 +116,7 @@ class TestBaseline:
             queries.pin_baseline(store, early.run_id, "try")
             assert recipe_cell(board(store)).baseline_score == 0.4
 
+    @pytest.mark.slow
     def test_one_of_the_same_settings_before_a_later_one(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(50, 20, lost=2)
         made.run(
@@ -144,6 +146,7 @@ class TestBaseline:
         verdicts = sorted(cell.verdict for cell in made.board())
         assert verdicts in (["baseline", "worse"], ["baseline", "better"])
 
+    @pytest.mark.slow
     def test_any_run_may_be_named(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 200, lost=60)
         made.run("baseline", {"sums": before})

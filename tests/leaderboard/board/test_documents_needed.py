@@ -70,6 +70,7 @@ def test_a_large_difference_needs_documents_for_its_own_size(made: Any, kit: Any
     )
 
 
+@pytest.mark.slow
 def test_a_board_of_many_comparisons_needs_more_and_says_so(made: Any, kit: Any) -> None:
     cells = tasks_board(made, kit, 100, [(2, 2)] * 12)
     changed = 5 / 101
@@ -97,6 +98,7 @@ def test_verdicts_that_are_there_ask_less_of_the_others(made: Any, kit: Any) -> 
     assert beside_others.detectable == alone.detectable < after_three.detectable == four.detectable
 
 
+@pytest.mark.slow
 def test_what_is_needed_is_worked_out_anew_for_another_board(made: Any, kit: Any, database: Path) -> None:
     """What a store remembers of a comparison doesn't depend on the number of others."""
     tasks = {f"t{i}": kit.pair(100, 50, lost=2, gained=2) for i in range(5)}
@@ -115,6 +117,7 @@ def test_what_is_needed_is_worked_out_anew_for_another_board(made: Any, kit: Any
     assert fresh.documents_needed == pytest.approx(among.documents_needed, abs=2)
 
 
+@pytest.mark.slow
 def test_documents_that_are_there_already_are_not_asked_for(made: Any, kit: Any) -> None:
     cell = tasks_board(made, kit, 200, [(20, 8), *[(6, 6)] * 11])[0]
     assert cell.verdict == "undecided" and 400 < cell.documents_needed < 600

@@ -87,6 +87,7 @@ def test_parity_with_plain_numpy(made: Any, kit: Any) -> None:
     assert gold.margin == pytest.approx(2 * 0.02 * first.std(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_further_metrics_are_a_family_of_their_own(made: Any, kit: Any) -> None:
     before, after = answers(kit, gained=12, lost=4, shift=0.01)
     cell = judged(made, before, after)
@@ -172,6 +173,7 @@ def test_frames_and_metrics_to_choose_from(made: Any, kit: Any) -> None:
     assert in_metric(cells, "acc") == cells and in_metric(cells, "bleu") == []
 
 
+@pytest.mark.slow
 def test_sql_shows_them_all_and_the_store_remembers_them(made: Any, kit: Any, database: Path) -> None:
     before, after = answers(kit, gained=60, shift=-0.5)
     made.run("baseline", {"answers": before})
@@ -198,6 +200,7 @@ def test_sql_shows_them_all_and_the_store_remembers_them(made: Any, kit: Any, da
     assert documents == (COUNT, pytest.approx(np.mean(before.log_likelihoods)))
 
 
+@pytest.mark.slow
 def test_a_run_stored_before_lacks_it_and_the_row_says_what_to_do(made: Any, kit: Any, database: Path) -> None:
     before, after = answers(kit, gained=60, shift=-0.5)
     made.run("baseline", {"answers": before})
@@ -234,6 +237,7 @@ def test_it_is_no_part_of_a_runs_id(made: Any, kit: Any, monkeypatch: pytest.Mon
     assert with_it[1] and run_id() == (with_it[0], False)
 
 
+@pytest.mark.slow
 def test_a_pair_of_runs_has_them_too(made: Any, kit: Any) -> None:
     before, after = answers(kit, gained=60, shift=-0.5)
     made.run("baseline", {"answers": before})
@@ -260,6 +264,7 @@ def test_a_metric_that_no_document_bears_has_no_row(made: Any, kit: Any) -> None
     assert list(by_metric(cell)) == ["acc", "acc_other", "perplexity", GOLD_LOG_LIKELIHOOD]
 
 
+@pytest.mark.slow
 def test_many_metrics_leave_the_terminal_readable(made: Any, kit: Any) -> None:
     before, after = answers(kit, gained=40, shift=0.5)
     for task in (before, after):
@@ -270,6 +275,7 @@ def test_many_metrics_leave_the_terminal_readable(made: Any, kit: Any) -> None:
     assert any("18 more metrics: on the page" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_all_real_files_still_make_a_board(shared: Path) -> None:
     report = ingest(shared / "data" / "lm_eval_results", None)
     assert report.store is not None and not report.rejected

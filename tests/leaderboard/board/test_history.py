@@ -21,6 +21,7 @@ def of(database: Path, recipe: str = "laser", task: str = "sums", model: str = "
         return history(store, model, recipe, task)
 
 
+@pytest.mark.slow
 def test_both_lines_in_order_of_time_with_what_changed(made: Any, kit: Any, database: Path) -> None:
     before, after = kit.pair(9, 3, gained=3)
     made.run("baseline", {"sums": before}, started="2026-01-01T00:00:00Z")
@@ -71,6 +72,7 @@ def point_of(made: Any, database: Path, task: Any, error: float | str, *, sample
     return point
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hits", [0, 1, 3, 9])
 def test_a_share_of_documents_has_the_score_interval(made: Any, kit: Any, database: Path, hits: int) -> None:
     point = point_of(made, database, kit.Task({"acc": kit.binary(9, hits)[0]}), "N/A")
@@ -139,6 +141,7 @@ def test_a_failure_is_a_point_without_a_score(made: Any, kit: Any, database: Pat
     )
 
 
+@pytest.mark.slow
 def test_decisions_are_events_with_their_reasons(made: Any, kit: Any, database: Path) -> None:
     before, after = kit.pair(9, 3)
     (
@@ -179,6 +182,7 @@ def test_decisions_are_events_with_their_reasons(made: Any, kit: Any, database: 
     assert isinstance(events[0], Event) and events[2].run_id == "abc"
 
 
+@pytest.mark.slow
 def test_what_has_a_history(made: Any, kit: Any, database: Path) -> None:
     (
         made.run("laser", {"sums": kit.pair(9, 3)[1]}, folder="one", spec_id="one"),

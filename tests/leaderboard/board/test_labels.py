@@ -117,6 +117,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("expected", CASES)
 def test_on_every_surface(made: Any, kit: Any, database: Path, expected: str) -> None:
     places = two_lasers(made, kit, **CASES[expected])
@@ -135,6 +136,7 @@ def test_on_every_surface(made: Any, kit: Any, database: Path, expected: str) ->
     assert compare_paths(*places).unshared[1].label == expected
 
 
+@pytest.mark.slow
 def test_a_part_of_the_documents_is_always_said(made: Any, kit: Any, database: Path) -> None:
     """Also where it is all that there is of the recipe."""
     part = kit.Task({"acc": [1.0] * 20}, of=1000, log_likelihoods=kit.likelihoods(20, 0))
@@ -153,6 +155,7 @@ def test_a_part_of_the_documents_is_always_said(made: Any, kit: Any, database: P
     assert [point.subset for point in points] == ["first 20 of 1,000 documents", None]
 
 
+@pytest.mark.slow
 def test_the_history_tells_of_another_calibration_and_another_task(made: Any, kit: Any, database: Path) -> None:
     _, second = two_lasers(made, kit, calibration=[CALIBRATION])
     receipt = json.loads((second / "receipt.json").read_text())
@@ -175,6 +178,7 @@ def test_the_history_tells_of_another_calibration_and_another_task(made: Any, ki
     assert found["task's code and data"] == ("a", "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["alpha", "beta"])
 def test_equal_weights_under_two_labels_keep_both(made: Any, kit: Any, database: Path, first: str) -> None:
     """Two recipe files of the same steps: the label is the run's own, whichever came first."""

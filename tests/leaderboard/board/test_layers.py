@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from leaderboard.board.board import board
 from leaderboard.board.layers import LayerEdit, edits, matrices_of, places, verdicts
 from leaderboard.ingest import ingest
@@ -83,6 +85,7 @@ def test_numbers_too_large_to_add_are_unknown(made: Any, kit: Any, database: Pat
     assert edit.rank_before is None and edit.rank_kept is None
 
 
+@pytest.mark.slow
 def test_places_count_verdicts_and_leave_the_rest_blank(made: Any, kit: Any, database: Path) -> None:
     before, better = kit.pair(400, 200, gained=60)
     made.run("baseline", {"sums": before})

@@ -35,6 +35,7 @@ def named(database: Path, name: str) -> ResolvedRun:
         return resolve(store, name)
 
 
+@pytest.mark.slow
 def test_the_names_that_tables_show_are_names(made: Any, database: Path) -> None:
     for name in ("tiny/svd [limit 20]", "svd [limit 20]", "ti/svd [limit 20]"):
         assert resolve_in(database, name).run.path.name == "svd-20", name
@@ -44,6 +45,7 @@ def test_the_names_that_tables_show_are_names(made: Any, database: Path) -> None
         resolve_in(database, "tiny/svd [limit 40]")
 
 
+@pytest.mark.slow
 def test_a_path_needs_no_leaderboard(made: Any, database: Path, tmp_path: Path) -> None:
     place = made.root / "tiny" / "svd-20"
     assert place_of(str(place), tmp_path / "none.duckdb").path == place
@@ -51,11 +53,13 @@ def test_a_path_needs_no_leaderboard(made: Any, database: Path, tmp_path: Path) 
         place_of("tiny/svd", tmp_path / "none.duckdb", "candidate")
 
 
+@pytest.mark.slow
 def test_a_name_leads_to_the_folder(made: Any, database: Path) -> None:
     found = place_of("gemma-2b/las", database)
     assert found.path == made.root / "google" / "gemma-2b" / "laser_layers=3-0123456789"
 
 
+@pytest.mark.slow
 def test_a_path_that_is_another_runs_name_is_refused(
     made: Any, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +76,7 @@ def test_a_path_that_is_another_runs_name_is_refused(
         named(database, "./tiny/svd")
 
 
+@pytest.mark.slow
 def test_a_path_that_only_begins_a_name_is_the_path(
     database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

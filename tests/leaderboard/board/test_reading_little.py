@@ -42,6 +42,7 @@ def of_model(run: Path, identity: str) -> None:
     (run / "receipt.json").write_text(json.dumps(receipt))
 
 
+@pytest.mark.slow
 def test_a_models_board_is_its_part_of_the_whole(filled: Path) -> None:
     with open_store(filled) as store:
         runs, names = queries.runs(store), shown_names(store)
@@ -57,6 +58,7 @@ def test_a_models_board_is_its_part_of_the_whole(filled: Path) -> None:
         assert {run.model_name for run in asked} == {runs[0].model_name, "small"} and len(asked) in (4, 5)
 
 
+@pytest.mark.slow
 def test_a_score_is_given_its_baseline_once(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     real = baselines.Baselines.choose
@@ -71,6 +73,7 @@ def test_a_score_is_given_its_baseline_once(filled: Path, monkeypatch: pytest.Mo
     assert sorted(asked) == sorted(cell.run_id for cell in cells if cell.metric)
 
 
+@pytest.mark.slow
 def test_models_are_judged_ahead_some_at_a_time(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[list[str]] = []
 

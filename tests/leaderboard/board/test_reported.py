@@ -159,6 +159,7 @@ def test_printed_means_are_those_of_their_rows_or_it_is_said() -> None:
         assert said or found == pytest.approx(100 * mean.after, abs=0.006)
 
 
+@pytest.mark.slow
 def test_it_stands_beside_the_cell_and_in_no_verdict(made: Any, kit: Any, database: Path) -> None:
     base, edited = kit.pair(20, 5, lost=1)
     made.run("baseline", {"int_mult": base}, model="microsoft/phi-2")

@@ -52,6 +52,7 @@ def variant(made: Any, kit: Any) -> Any:
     return write
 
 
+@pytest.mark.slow
 def test_each_has_a_row_and_the_older_says_so(made: Any, variant: Any, database: Path) -> None:
     variant(1, 0, label="baseline")
     variant(2, 60)
@@ -75,6 +76,7 @@ def test_of_one_revision_alone_nothing_is_said(made: Any, variant: Any) -> None:
     assert set(names) == {"eigenprune"} and not any("later run" in note for note in names["eigenprune"])
 
 
+@pytest.mark.slow
 def test_a_control_is_one_of_the_revision_whose_budget_it_has(made: Any, variant: Any) -> None:
     variant(1, 0, label="baseline")
     old, new = variant(2, 60), variant(4, 60, revision=2)
@@ -89,6 +91,7 @@ def test_a_control_is_one_of_the_revision_whose_budget_it_has(made: Any, variant
     assert (controls_beside(old), controls_beside(new)) == ([control], [second])
 
 
+@pytest.mark.slow
 def test_models_with_different_revisions_are_not_counted_together(made: Any, variant: Any, database: Path) -> None:
     for model, revision in (("tiny", 1), ("small", 2)):
         variant(1, 0, label="baseline", model=model)

@@ -56,6 +56,7 @@ def filled(made: Any, kit: Any, write: Any, database: Path) -> Path:
     return database
 
 
+@pytest.mark.slow
 def test_three_kinds_of_better_and_what_the_best_breaks(filled: Path) -> None:
     with open_store(filled) as store:
         tiny, other = sorted(summaries(store).values(), key=lambda found: found.name != "tiny")
@@ -74,6 +75,7 @@ def test_three_kinds_of_better_and_what_the_best_breaks(filled: Path) -> None:
     assert (other.runs, other.recipes, list(other.best), sum(other.counts.values())) == (1, 0, [], 0)
 
 
+@pytest.mark.slow
 def test_the_same_from_stored_verdicts_as_judged_now(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_store(filled) as store:
         stored = summaries(store)
@@ -81,6 +83,7 @@ def test_the_same_from_stored_verdicts_as_judged_now(filled: Path, monkeypatch: 
         assert summaries(store) == stored
 
 
+@pytest.mark.slow
 def test_where_verdicts_hold_nothing_is_judged(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
@@ -104,6 +107,7 @@ def test_where_verdicts_hold_nothing_is_judged(filled: Path, monkeypatch: pytest
     assert after[key].counts["worse"] == kinds["worse"]
 
 
+@pytest.mark.slow
 def test_a_model_that_there_is_no_time_for_says_so(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_store(filled) as store:
         found = summaries(store)

@@ -97,6 +97,7 @@ class TestShown:
         (cell,) = compare_paths(a, made.plain({"sums": after}, folder="b", samples=False)).cells
         assert cell.unpaired and cell.n == 200 and cell.low is not None
 
+    @pytest.mark.slow
     def test_a_board_counts_none_of_them_in_its_correction(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(200, 100, lost=12)
         made.run("baseline", {"sums": before})
@@ -211,6 +212,7 @@ class TestDirections:
         cell = compared(made, kit, metric="ter", higher_is_better={"ter": True})
         assert any("both results say that higher is better of ter" in note for note in cell.notes)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "words"),
         [
@@ -230,6 +232,7 @@ class TestDirections:
         return self.pair(other, kit, self.says(True, **{name: 0.5}), self.says(True))
 
 
+@pytest.mark.slow
 def test_real_files_from_elsewhere(shared: Path) -> None:
     """Nothing but the results files is known: every row is there, counts its documents, and claims nothing."""
     folder = shared / "data" / "lm_eval_results"

@@ -77,6 +77,7 @@ class TestMendedTask:
         assert any(note.startswith("an older baseline") for note in cell(cells, "baseline", 0).notes)
         assert not any("older" in note for note in cell(cells, "baseline", 10).notes)
 
+    @pytest.mark.slow
     def test_mended_and_taken_back(self, made: Any, kit: Any, known_by: str) -> None:
         for minute, mended in ((0, False), (10, True), (20, False)):
             self.add(made, kit, known_by, minute, mended=mended)
@@ -115,6 +116,7 @@ def test_where_nothing_says_what_a_task_was_it_is_compared(made: Any, kit: Any) 
     assert found.delta == 0 and "warning: lm-eval differs: baseline 0.4.13, this run 0.4.12" in found.notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [True, False])
 def test_a_run_that_says_what_it_ran_beside_ones_that_do_not(made: Any, kit: Any, late: bool) -> None:
     """The one of known identity is preferred, whenever it was made; a silent one serves where there is no other."""
@@ -137,6 +139,7 @@ class TestPinned:
             queries.pin_baseline(store, pinned.run_id, "try")
             return board(store)
 
+    @pytest.mark.slow
     def test_of_another_form_of_the_task_it_gives_way(self, made: Any, kit: Any, database: Path) -> None:
         run(made, "baseline", 0, {"sums": scores(kit, 0.0, 0), "words": scores(kit, 0.5, 0)}, identities={"sums": "a"})
         run(made, "baseline", 1, {"sums": scores(kit, 0.5, 1), "words": scores(kit, 0.6, 1)}, identities={"sums": "b"})
@@ -149,6 +152,7 @@ class TestPinned:
         assert any(note.startswith(reason) for note in sums.notes)
         assert not any("pinned" in note for note in words.notes)
 
+    @pytest.mark.slow
     def test_where_no_other_serves_its_differences_are_named(self, made: Any, kit: Any, database: Path) -> None:
         run(made, "baseline", 0, {"sums": scores(kit, 0.0, 0)}, identities={"sums": "a"})
         run(made, "svd", 2, {"sums": scores(kit, 0.5, 2, shots=5)}, identities={"sums": "b"})
@@ -168,6 +172,7 @@ class TestSeveral:
         assert cell(cells, "svd", 2).baseline_run == cell(cells, "baseline", 1).run_id
         assert cell(cells, "svd", 2, "words").baseline_run == cell(cells, "baseline", 0, "words").run_id
 
+    @pytest.mark.slow
     def test_the_latest_goes_by_the_start_not_by_the_order_of_ingest(self, made: Any, kit: Any, database: Path) -> None:
         run(made, "svd", 2, {"sums": scores(kit, 0.5, 2)})
         for minute, share in ((1, 0.5), (0, 0.1)):
@@ -211,6 +216,7 @@ class TestSeveral:
         cells = made.board()
         assert {cell(cells, "svd", minute).baseline_score for minute in (2, 3)} == {0.4 if dtype == "float32" else 0.5}
 
+    @pytest.mark.slow
     def test_a_plain_run_comes_after_runs_of_the_recipe_baseline(self, made: Any, kit: Any) -> None:
         run(made, "svd", 2, {"sums": scores(kit, 0.5, 2), "words": scores(kit, 0.5, 2)})
         plain = {"sums": scores(kit, 0.3, 5), "words": scores(kit, 0.3, 5)}
@@ -228,6 +234,7 @@ def test_without_samples_the_part_of_the_documents_counts(made: Any, kit: Any) -
     assert [found.baseline_run == found.run_id for found in made.board()] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_noise_floor_is_of_one_form_of_a_task(made: Any, kit: Any, database: Path) -> None:
     for minute, size, form in ((0, 1, BROKEN), (1, 8, MENDED), (2, 16, MENDED)):
         run(made, "baseline", minute, {"sums": scores(kit, 0.1 * minute, minute, config=form)},

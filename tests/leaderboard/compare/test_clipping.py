@@ -58,6 +58,7 @@ def gate_row(effect: Effect) -> GateRow:
     return decide([row], 0.05)[0]
 
 
+@pytest.mark.slow
 def test_thirty_documents_and_a_rare_collapse_are_never_called_the_same_better_or_passed() -> None:
     """With a twentieth of documents collapsing, and the others gaining what makes up for it."""
     generator = np.random.default_rng(5)
@@ -143,6 +144,7 @@ def test_too_few_documents_are_told_how_many_are_needed() -> None:
     assert tripled.p_worse < 0.025 and board_word(tripled)[0] == "worse"
 
 
+@pytest.mark.slow
 def test_three_hundred_clusters_of_three_decide() -> None:
     """A tenth of the answers flips, three points more of them to wrong: as often as by the cluster-robust t test."""
     generator, found, by_t = np.random.default_rng(1), 0, 0

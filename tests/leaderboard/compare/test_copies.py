@@ -38,6 +38,7 @@ def cell_of(made: Any, recipe: str) -> Cell:
     return cell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", ["right or wrong", "partial credit", "unbounded"])
 def test_the_order_of_copies_says_nothing(made: Any, kit: Any, values: str) -> None:
     draw = random.Random(1)
@@ -57,6 +58,7 @@ def test_the_order_of_copies_says_nothing(made: Any, kit: Any, values: str) -> N
     assert "count as one document" in " ".join(cells[0].notes)
 
 
+@pytest.mark.slow
 def test_copies_logged_in_another_order_are_no_change(made: Any, kit: Any) -> None:
     scores = [1.0, 0.0] * 20
     for recipe, seed in (("baseline", 0), ("laser", 1)):
@@ -93,6 +95,7 @@ def test_a_copy_that_changed_is_shown_with_its_own_answer(made: Any, kit: Any) -
     report.store.connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["f1", "word_perplexity"])
 def test_copies_of_scores_with_parts_or_weights(made: Any, kit: Any, metric: str) -> None:
     """Metrics of a whole corpus, and log-likelihoods of texts."""
@@ -115,6 +118,7 @@ def test_copies_of_scores_with_parts_or_weights(made: Any, kit: Any, metric: str
     assert (first.low, first.high, first.p_value) == pytest.approx((second.low, second.high, second.p_value))
 
 
+@pytest.mark.slow
 def test_few_copies_leave_the_exact_test(made: Any, kit: Any) -> None:
     before, after = kit.pair(400, 200, lost=30)
     make_copies(made.run("baseline", {"sums": before}), 2, 4)

@@ -93,6 +93,7 @@ def cell(
     )
 
 
+@pytest.mark.slow
 def test_f1_and_mcc(generator: np.random.Generator) -> None:
     cells = [("f1", 100, 0.1, 0.4, 0.02), ("mcc", 50, 0.3, 0.4, 0.05)]
     keep_the_promise(

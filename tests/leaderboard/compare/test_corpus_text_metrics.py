@@ -92,6 +92,7 @@ def test_a_garbled_answer_is_worse_whichever_way_the_metric_runs(metric: str, ge
     assert (same.delta, same.p_value) == (0.0, 1.0) and same.low < 0 < same.high
 
 
+@pytest.mark.slow
 def test_the_interval_is_that_of_a_bootstrap_over_texts(generator: np.random.Generator) -> None:
     before = texts(generator, 60, 0.2)
     after = [

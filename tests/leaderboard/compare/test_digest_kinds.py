@@ -85,6 +85,7 @@ def test_of_two_baselines_that_of_the_runs_own_kind_comes_first(made: Any, kit: 
     assert recipe_cell(made.board()).baseline_score == 0.75
 
 
+@pytest.mark.slow
 def test_the_gate_finds_an_old_unedited_run_beside_a_new_one(made: Any, kit: Any) -> None:
     before, after = kit.pair(400, 300, lost=60)
     made.run("baseline", {"sums": before})
@@ -104,6 +105,7 @@ def test_but_none_of_another_checkpoint_or_dtype(made: Any, kit: Any, change: di
         gated(made.run("laser", {"sums": after}, **now(kit)))
 
 
+@pytest.mark.slow
 def test_the_same_answers_of_one_model_by_two_versions_are_no_shared_cache(made: Any, kit: Any, database: Path) -> None:
     """But those of an edited model are, also where the baseline was made by an earlier version."""
     task, _ = kit.pair(10, 5)
@@ -132,6 +134,7 @@ def test_an_old_and_a_new_unedited_run_measure_the_noise_floor(made: Any, kit: A
         assert floor.flips == 4
 
 
+@pytest.mark.slow
 def test_what_changed_leaves_out_what_digests_of_two_kinds_do_not_say(made: Any, kit: Any, database: Path) -> None:
     before, after = kit.pair(400, 300, lost=60)
     made.run("baseline", {"sums": before})
@@ -150,6 +153,7 @@ def test_what_changed_leaves_out_what_digests_of_two_kinds_do_not_say(made: Any,
     assert facts["recipe"].comparable
 
 
+@pytest.mark.slow
 def test_a_drop_between_two_versions_neither_clears_nor_accuses_the_recipe(made: Any, kit: Any, database: Path) -> None:
     from leaderboard.store.pins import choose
 

@@ -138,6 +138,7 @@ class TestBoard:
         assert len(cells) == 3 and recipe_cell(cells).verdict == "worse"
         assert {cell.name for cell in cells} == {f"baseline [{A100}]", f"baseline [{H100}]", "laser"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("gpu", "controls"), [(H100, 1), (A100, 0)])
     def test_a_control_made_elsewhere_says_nothing(self, made: Any, kit: Any, gpu: str, controls: int) -> None:
         before, after = kit.pair(300, 150, gained=60)
@@ -176,6 +177,7 @@ class TestNoise:
         found = {(floor.place, floor.flips) for of in floors(report.store).values() for floor in of}
         assert found == {(ComputePlace("hf", A100), 3), (ComputePlace("hf", H100), 9)}
 
+    @pytest.mark.slow
     def test_each_place_has_its_own(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3), (H100, 9))
         made.run("laser", {"sums": kit.pair(300, 150, lost=60)[1]}, **on(A100))
@@ -184,6 +186,7 @@ class TestNoise:
         assert recipe_cell(cells).noise_floor == pytest.approx(3 / 300)
         assert recipe_cell(cells, "svd").noise_floor == pytest.approx(9 / 300)
 
+    @pytest.mark.slow
     def test_measured_in_both_places_they_are_compared_and_the_larger_counts(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3), (H100, 9))
         (base,) = made.root.glob("*/base*A100")
@@ -196,6 +199,7 @@ class TestNoise:
         (alone,) = compare_paths(base, laser).cells
         assert alone.verdict == "incomparable"
 
+    @pytest.mark.slow
     def test_python_compares_two_places_by_the_noise_in_a_database(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (A100, 3), (H100, 9))
         (base,) = made.root.glob("*/base*A100")
@@ -209,6 +213,7 @@ class TestNoise:
             (alone,) = leaderboard.compare(base, laser, **without).cells
             assert alone.verdict == "incomparable" and "`lm_eval noise` on both" in alone.notes[0]
 
+    @pytest.mark.slow
     def test_measured_on_a_cpu_and_on_a_gpu_they_are_compared(self, made: Any, kit: Any) -> None:
         self.measured(made, kit, (None, 3), (H100, 9))
         (base,) = made.root.glob("*/base None")
@@ -225,6 +230,7 @@ class TestNoise:
         found = recipe_cell(made.board())
         assert found.verdict == "incomparable" and "not measured on hf on NVIDIA B200" in found.notes[0]
 
+    @pytest.mark.slow
     def test_a_pinned_baseline_serves_elsewhere_as_soon_as_both_places_are_measured(self, made: Any, kit: Any) -> None:
         """What was judged before a measurement is not believed after it."""
         before, after = kit.pair(300, 150, lost=60)
@@ -273,15 +279,18 @@ class TestGate:
         before, after = kit.pair(300, 150, lost=3)
         return made.run("laser", {"sums": after}, **on(H100)), made.run("baseline", {"sums": before}, **on(A100))
 
+    @pytest.mark.slow
     def test_refused_unless_asked(self, made: Any, kit: Any) -> None:
         found = row(gated(*self.runs(made, kit), margin=0.1))
         assert found.verdict == "INCOMPARABLE" and "`different_hardware: warn`" in found.reasons[0]
 
+    @pytest.mark.slow
     def test_allowed_with_a_warning(self, made: Any, kit: Any) -> None:
         found = row(gated(*self.runs(made, kit), margin=0.1, different_hardware="warn"))
         assert found.verdict == "PASS"
         assert found.notes[0].startswith(f"warning: GPU differs: baseline {A100}, this run {H100}")
 
+    @pytest.mark.slow
     def test_what_changed_names_the_gpu(self, made: Any, kit: Any) -> None:
         report = gated(*self.runs(made, kit), margin=0.001, different_hardware="warn")
         assert "NVIDIA A100" in report.to_json()
@@ -298,6 +307,7 @@ class TestShown:
         ingest(made.root, database)
         return database
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("gpus", [(A100, H100), (A100, A100)])
     def test_badges_and_differences(self, made: Any, kit: Any, gpus: tuple[str, str]) -> None:
         database = self.store(made, kit, *gpus)

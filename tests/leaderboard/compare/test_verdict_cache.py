@@ -56,6 +56,7 @@ def judged_anew(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.mark.slow
 def test_a_board_is_the_same_with_and_without(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stored(filled) == 5
     asked = judged_anew(monkeypatch)
@@ -66,6 +67,7 @@ def test_a_board_is_the_same_with_and_without(filled: Path, monkeypatch: pytest.
         assert board(store) == cells and len(asked) == 5
 
 
+@pytest.mark.slow
 def test_a_new_pin_asks_for_other_rows_and_a_deleted_run_takes_its_own_along(
     filled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +83,7 @@ def test_a_new_pin_asks_for_other_rows_and_a_deleted_run_takes_its_own_along(
     assert stored(filled) == 3
 
 
+@pytest.mark.slow
 def test_other_margins_are_judged_every_time(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = judged_anew(monkeypatch)
     with open_store(filled) as store:
@@ -88,11 +91,13 @@ def test_other_margins_are_judged_every_time(filled: Path, monkeypatch: pytest.M
     assert len(asked) == 5
 
 
+@pytest.mark.slow
 def test_a_rebuild_and_a_later_ingest_fill_the_table(filled: Path, made: Any) -> None:
     ingest([made.root], filled, rebuild=True)
     assert stored(filled) == 5
 
 
+@pytest.mark.slow
 def test_judging_ahead_in_turns_gets_to_the_end(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board_module, "_AT_ONCE", 1)
     with open_store(filled, read_only=False) as store:

@@ -61,6 +61,7 @@ def judged(candidate: Path, database: Path) -> GateReport:
     return judge_candidate(read_one(candidate, "candidate"), Policy(others="gate"), ["base"], database)
 
 
+@pytest.mark.slow
 def test_a_mended_task_is_compared_with_the_new_baseline(made: Any, kit: Any, known: Any) -> None:
     run(made, "baseline", 0, {"sums": (scores(kit, 0.0, 0), "broken")})
     known(last=False)
@@ -70,6 +71,7 @@ def test_a_mended_task_is_compared_with_the_new_baseline(made: Any, kit: Any, kn
     assert report.verdict == "FAIL" and rows(report)["sums"].baseline_score == 1.0
 
 
+@pytest.mark.slow
 def test_a_baseline_that_did_not_run_the_task_gives_way(made: Any, kit: Any, known: Any) -> None:
     run(made, "baseline", 0, {"words": (scores(kit, 1.0, 0), "a")})
     known(last=False)
@@ -78,6 +80,7 @@ def test_a_baseline_that_did_not_run_the_task_gives_way(made: Any, kit: Any, kno
     assert judged(candidate, known(last=True)).verdict == "FAIL"
 
 
+@pytest.mark.slow
 def test_each_task_has_the_run_that_ran_it(made: Any, kit: Any, known: Any) -> None:
     both = ("sums", "words")
     run(made, "baseline", 0, {"sums": (scores(kit, 1.0, 0), "a"), "more": (scores(kit, 0.5, 0), "a")})
@@ -91,6 +94,7 @@ def test_each_task_has_the_run_that_ran_it(made: Any, kit: Any, known: Any) -> N
     assert not any(note.startswith("against run ") for note in rows(report)["sums"].notes)
 
 
+@pytest.mark.slow
 def test_where_none_serves_the_nearest_is_named_with_the_reason(made: Any, kit: Any, known: Any) -> None:
     run(made, "baseline", 0, {"sums": (scores(kit, 1.0, 0), "broken")})
     known(last=False)
@@ -100,6 +104,7 @@ def test_where_none_serves_the_nearest_is_named_with_the_reason(made: Any, kit: 
     assert row.reasons == ("task code or data differ (its configuration is the same)",)
 
 
+@pytest.mark.slow
 def test_a_pinned_run_of_another_form_gives_way_and_that_is_said(made: Any, kit: Any, database: Path) -> None:
     run(made, "baseline", 0, {"sums": (scores(kit, 0.0, 0), "broken")})
     ingest(made.root, database)
@@ -112,6 +117,7 @@ def test_a_pinned_run_of_another_form_gives_way_and_that_is_said(made: Any, kit:
     assert "the pinned baseline does not serve here: task code or data differ" in report.baselines[0].how
 
 
+@pytest.mark.slow
 def test_of_several_the_latest_and_of_its_own_settings(made: Any, kit: Any, known: Any) -> None:
     for minute, share, settings in ((0, 0.7, "one"), (1, 0.8, "one"), (3, 0.9, "two")):
         run(made, "baseline", minute, {"sums": (scores(kit, share, minute), "a")}, settings_id=settings)

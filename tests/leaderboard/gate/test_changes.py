@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from leaderboard.gate.report import GateReport
 from leaderboard.ingest import ingest
 from leaderboard.store.pins import choose
@@ -48,6 +50,7 @@ class TestWhatChanged:
         choose(database, str(first), "x")
         return gated(second, database=database)
 
+    @pytest.mark.slow
     def test_equal_weights_clear_the_recipe(self, made: Any, kit: Any) -> None:
         report = self.store(
             made, kit, moved=0, digest=kit.sha("weightslaser"), versions={"python": "3.11.7", "torch": "2.14.0"}
@@ -60,6 +63,7 @@ class TestWhatChanged:
         )
         assert "the weights are the same to the bit, so the recipe did not do this" in blessed.findings
 
+    @pytest.mark.slow
     def test_other_weights_and_nothing_else_accuse_it(self, made: Any, kit: Any) -> None:
         blessed = self.store(made, kit, moved=0).baselines[1]
         assert [change.what for change in blessed.changes] == ["weights digest"]
@@ -68,6 +72,7 @@ class TestWhatChanged:
             and "the unedited model did not move beyond chance" in blessed.findings[1]
         )
 
+    @pytest.mark.slow
     def test_a_baseline_that_moved_too_is_said(self, made: Any, kit: Any) -> None:
         findings = self.store(made, kit, moved=50).baselines[1].findings
         assert any(
@@ -75,11 +80,13 @@ class TestWhatChanged:
             for finding in findings
         )
 
+    @pytest.mark.slow
     def test_a_baseline_that_moved_too_is_said_of_a_named_run_without_a_database(self, made: Any, kit: Any) -> None:
         report = self.store(made, kit, moved=50)
         findings = gated(report.candidate_path, report.baselines[1].path).baselines[0].findings
         assert any("the unedited model moved too, by -0.1250" in finding for finding in findings)
 
+    @pytest.mark.slow
     def test_everything_that_can_change_a_score_is_named(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 300, lost=60)
         first = made.run("laser", {"sums": before})

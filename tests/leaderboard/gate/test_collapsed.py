@@ -21,6 +21,7 @@ def runs(made: Any, kit: Any) -> tuple[Any, Any]:
     return two(made, {"sums": before, "bias": first}, {"sums": after, "bias": second})
 
 
+@pytest.mark.slow
 def test_no_margin_lets_it_pass(runs: tuple[Any, Any]) -> None:
     base, laser = runs
     report = gated(laser, base, tasks={"sums": {"margin": 1e9}, "bias": {}})
@@ -30,12 +31,14 @@ def test_no_margin_lets_it_pass(runs: tuple[Any, Any]) -> None:
     assert row(report, "bias").reasons[0] == "collapsed on sums; this task cannot tell by itself"
 
 
+@pytest.mark.slow
 def test_a_task_that_is_not_gated_tells_too(runs: tuple[Any, Any]) -> None:
     base, laser = runs
     report = gated(laser, base, tasks={"bias": {}}, others="ignore")
     assert [found.name for found in report.rows] == ["bias"] and report.verdict == "FAIL"
 
 
+@pytest.mark.slow
 def test_a_mean_over_a_collapsed_task_fails(made: Any, kit: Any) -> None:
     pairs = {
         "open": kit.pair(100, 50, lost=50, output_type="generate_until"),
@@ -48,6 +51,7 @@ def test_a_mean_over_a_collapsed_task_fails(made: Any, kit: Any) -> None:
     assert row(report, "both").verdict == "FAIL" and row(report, "both").reasons[0] == "collapsed on open"
 
 
+@pytest.mark.slow
 def test_every_format_says_so(runs: tuple[Any, Any]) -> None:
     base, laser = runs
     report = gated(laser, base)

@@ -37,6 +37,7 @@ class TestForms:
         (laser / "receipt.json").write_text(json.dumps(receipt))
         return gated(laser, base, tasks={"good": {"critical": True}, "absent": {}})
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("width", [80, 120])
     def test_the_table_fits(self, made: Any, kit: Any, width: int) -> None:
         text = table.render(
@@ -54,10 +55,12 @@ class TestForms:
         ):
             assert words in text, text
 
+    @pytest.mark.slow
     def test_colour_only_when_asked_for(self, made: Any, kit: Any) -> None:
         report = self.report(made, kit)
         assert "\x1b" not in table.render(report) and "\x1b[31;1mFAIL\x1b[0m" in table.render(report, color=True)
 
+    @pytest.mark.slow
     def test_json(self, made: Any, kit: Any) -> None:
         data = json.loads(self.report(made, kit).to_json())
         assert (data["verdict"], data["exit_code"], data["baselines"][0]["changes"][0]["what"]) == ("FAIL", 1, "recipe")
@@ -68,6 +71,7 @@ class TestForms:
             "few": "UNDECIDED",
         }
 
+    @pytest.mark.slow
     def test_junit(self, made: Any, kit: Any) -> None:
         root = ElementTree.fromstring(formats.junit(self.report(made, kit)))
         (suite,) = root
@@ -84,6 +88,7 @@ class TestForms:
             "few": ["skipped"],
         }
 
+    @pytest.mark.slow
     def test_markdown(self, made: Any, kit: Any) -> None:
         text = formats.markdown(self.report(made, kit))
         assert (
@@ -92,6 +97,7 @@ class TestForms:
             and "recipe: `baseline` became `laser`" in text
         )
 
+    @pytest.mark.slow
     def test_hostile_names_stay_names(self, made: Any, kit: Any) -> None:
         report = self.report(made, kit, label=HOSTILE)
         ElementTree.fromstring(formats.junit(report))
@@ -115,6 +121,7 @@ class TestCommand:
             ["gate", "--policy", str(policy), "--candidate", str(laser), "--database", str(database), *map(str, words)]
         )
 
+    @pytest.mark.slow
     def test_exit_codes_and_forms(
         self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -141,6 +148,7 @@ class TestCommand:
         )
         assert not NOWHERE.parent.exists()
 
+    @pytest.mark.slow
     def test_decisions_are_recorded_where_there_is_a_database(
         self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -161,6 +169,7 @@ class TestCommand:
         )
         assert capsys.readouterr().err == ""
 
+    @pytest.mark.slow
     def test_a_busy_database(
         self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -195,6 +204,7 @@ class TestCommand:
             holder.kill()
             holder.communicate()
 
+    @pytest.mark.slow
     def test_two_folders_are_enough_without_torch_or_lm_eval(
         self, made: Any, kit: Any, tmp_path: Path, repository: Path
     ) -> None:
@@ -217,6 +227,7 @@ class TestCommand:
         assert done.returncode == 1 and done.stderr == "" and "FAIL, exit code 1" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_noise_floor_of_the_database_is_shown(made: Any, kit: Any) -> None:
     before, after = kit.pair(400, 200, lost=60)
     again = kit.pair(400, 200, lost=1, gained=1)[1]

@@ -41,6 +41,7 @@ def test_words_and_exit_codes(
     assert found.reasons[0].startswith(reason) if reason else found.reasons == ()
 
 
+@pytest.mark.slow
 def test_a_critical_task_has_half_the_margin(made: Any, kit: Any) -> None:
     base, laser = two(made, *kit.pair(3000, 1500, lost=60, gained=40))
     assert gated(laser, base).verdict == "PASS"
@@ -49,12 +50,14 @@ def test_a_critical_task_has_half_the_margin(made: Any, kit: Any) -> None:
     assert gated(laser, base, tasks={"sums": {"margin": 0.05}}).verdict == "PASS"
 
 
+@pytest.mark.slow
 def test_the_margin_of_a_task_is_its_own_before_the_default(made: Any, kit: Any) -> None:
     base, laser = two(made, *kit.pair(400, 200, lost=60, gained=10, metadata={"margin": {"acc": 0.2}}))
     assert (gated(laser, base).verdict, row(gated(laser, base)).margin) == ("PASS", 0.2)
     assert gated(laser, base, tasks={"sums": {"margin": 0.02}}).verdict == "FAIL"
 
 
+@pytest.mark.slow
 def test_significance_is_corrected_over_all_rows(made: Any, kit: Any) -> None:
     tasks = {f"t{i}": kit.pair(200, 100, lost=9 if i == 0 else 0, gained=2 if i == 0 else 0) for i in range(8)}
     base, laser = two(
@@ -77,6 +80,7 @@ def test_the_worst_row_decides() -> None:
     assert words("UNDECIDED", "INCOMPARABLE") == "INCOMPARABLE" and words("INCOMPARABLE", "FAIL", "PASS") == "FAIL"
 
 
+@pytest.mark.slow
 def test_floors(made: Any, kit: Any) -> None:
     base, laser = two(made, *kit.pair(1000, 500, lost=1, gained=2))
     report = gated(laser, base, tasks={"sums": {"floor": 0.6}})
@@ -103,11 +107,13 @@ def test_floors_of_other_directions(made: Any, kit: Any) -> None:
     assert row(report, "b").reasons == ("1 is farther than 0.5 from its best value 0",)
 
 
+@pytest.mark.slow
 def test_lower_is_better(made: Any, kit: Any) -> None:
     base, laser = two(made, *kit.pair(400, 200, lost=10, gained=60, metric="error", higher_is_better={"error": False}))
     assert row(gated(laser, base)).drop == pytest.approx(0.125) and gated(laser, base).verdict == "FAIL"
 
 
+@pytest.mark.slow
 def test_best_in_the_middle(made: Any, kit: Any) -> None:
     noise = np.random.default_rng(0).normal(0, 0.3, 400)
 
@@ -154,6 +160,7 @@ def test_perplexity(made: Any, kit: Any) -> None:
 class TestTasksOfThePolicy:
     """What the policy names and the candidate has."""
 
+    @pytest.mark.slow
     def test_a_required_task_that_is_missing_fails(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(300, 150))
         report = gated(laser, base, tasks={"summs": {}, "other": {"required": False}})
@@ -164,6 +171,7 @@ class TestTasksOfThePolicy:
         assert [row.name for row in report.rows] == ["summs", "sums"]
         assert "it has sums" in row(gated(laser, base, tasks={"zzz": {}}), "zzz").reasons[0]
 
+    @pytest.mark.slow
     def test_others_can_be_left_alone(self, made: Any, kit: Any) -> None:
         good, bad = kit.pair(400, 200), kit.pair(400, 200, lost=60)
         base, laser = two(made, {"good": good[0], "bad": bad[0]}, {"good": good[1], "bad": bad[1]})
@@ -172,6 +180,7 @@ class TestTasksOfThePolicy:
         with pytest.raises(LeaderboardError, match="no task to gate"):
             gated(laser, base, others="ignore")
 
+    @pytest.mark.slow
     def test_a_metric_of_the_policys_choice(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 200, lost=60)
         for task, values in ((before, [1.0] * 400), (after, [1.0] * 400)):
@@ -186,6 +195,7 @@ class TestTasksOfThePolicy:
             "the candidate has no metric 'f2' here; it has acc,none, kind,none",
         )
 
+    @pytest.mark.slow
     def test_other_settings_are_incomparable_and_named(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(300, 150)
         after.shots = 5
@@ -193,18 +203,21 @@ class TestTasksOfThePolicy:
         report = gated(laser, base)
         assert report.exit_code == 2 and "few-shot examples differ: baseline 0, this run 5" in row(report).reasons
 
+    @pytest.mark.slow
     def test_runs_without_samples_are_shown_and_not_gateable(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(300, 150)
         plain = made.plain({"sums": before}, samples=False)
         report = gated(made.run("laser", {"sums": after}), plain)
         assert report.exit_code == 2 and any("shown, gated only by" in reason for reason in row(report).reasons)
 
+    @pytest.mark.slow
     def test_without_samples_the_difference_is_said(self, made: Any, kit: Any) -> None:
         candidate, base = without_samples(made, kit, 300, lost=90)
         found = row(gated(candidate, base))
         assert (found.verdict, found.drop, found.drop_high) == ("INCOMPARABLE", None, None)
         assert found.reasons[-1].startswith("delta -0.3000 [-0.3") and found.reasons[-1].endswith("] unpaired")
 
+    @pytest.mark.slow
     def test_results_from_before_samples_had_hashes(self, made: Any, kit: Any, tmp_path: Path) -> None:
         before, after = kit.pair(300, 150)
         old = tmp_path / "old.json"
@@ -243,6 +256,7 @@ class TestSuites:
             {"a": first[1], "b": second[1], **{k: v[1] for k, v in more.items()}},
         )
 
+    @pytest.mark.slow
     def test_losses_and_gains_are_weighed(self, made: Any, kit: Any) -> None:
         base, laser = self.pair(made, kit)
         report = gated(
@@ -258,6 +272,7 @@ class TestSuites:
             np.hypot(0.9 * row(report, "a").standard_error, 0.1 * row(report, "b").standard_error)
         )
 
+    @pytest.mark.slow
     def test_the_tasks_of_a_suite_need_no_row_of_their_own(self, made: Any, kit: Any) -> None:
         base, laser = self.pair(made, kit)
         report = gated(laser, base, suites={"both": {"weights": {"a": 1, "b": 1}, "floor": 0.51}}, others="ignore")
@@ -267,6 +282,7 @@ class TestSuites:
             and "below the floor of 0.51" in row(report, "both").reasons[0]
         )
 
+    @pytest.mark.slow
     def test_a_missing_task_is_never_averaged_over(self, made: Any, kit: Any) -> None:
         base, laser = self.pair(made, kit)
         report = gated(
@@ -279,6 +295,7 @@ class TestSuites:
             ("s", "FAIL", ("not averaged, because the candidate has no score of c",))
         ]
 
+    @pytest.mark.slow
     def test_what_has_another_scale_is_not_averaged(self, made: Any, kit: Any) -> None:
         odds = [
             kit.Task({"odds": [float(i % 7) for i in range(1000)]}, log_likelihoods=kit.likelihoods(1000, seed))
@@ -292,6 +309,7 @@ class TestSuites:
         )
 
 
+@pytest.mark.slow
 def test_a_policy_may_name_any_metric_and_the_primary_one_is_judged_otherwise(made: Any, kit: Any) -> None:
     """Accuracy rises while the right answers become less likely."""
     before, after = kit.pair(400, 200, gained=60, greedy=True, output_type="loglikelihood")

@@ -34,6 +34,7 @@ def words(report: GateReport) -> dict[str, str]:
     return {row.name: row.verdict for row in report.rows}
 
 
+@pytest.mark.slow
 def test_many_unchanged_tasks_pass_together_where_none_passes_alone(made: Any, kit: Any) -> None:
     base, laser = many(made, kit, [(2, 2)] * 6)
     by_rows = gated(laser, base, tasks=tasks(6))
@@ -46,6 +47,7 @@ def test_many_unchanged_tasks_pass_together_where_none_passes_alone(made: Any, k
     assert [(found.verdict, found.decides, found.only_unsure) for found in rest] == [("UNDECIDED", False, True)] * 6
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_mean_stops_the_gate(made: Any, kit: Any) -> None:
     base, laser = many(made, kit, [(7, 1)] * 6)
     report = gated(laser, base, tasks=tasks(6), **MEAN)
@@ -58,6 +60,7 @@ def test_a_loss_of_the_mean_stops_the_gate(made: Any, kit: Any) -> None:
     assert needed is not None and needed > 1_200 and f"needs about {needed:,} documents over" in str(unsure.rows[0])
 
 
+@pytest.mark.slow
 def test_a_sure_loss_of_one_task_stops_the_gate(made: Any, kit: Any) -> None:
     base, laser = many(made, kit, [(40, 2), *[(0, 10)] * 5])
     report = gated(laser, base, tasks=tasks(6), **MEAN)
@@ -66,6 +69,7 @@ def test_a_sure_loss_of_one_task_stops_the_gate(made: Any, kit: Any) -> None:
     assert "FAIL, exit code 1: by 1 row, not by the overall margin" in table.render(report)
 
 
+@pytest.mark.slow
 def test_a_broken_floor_and_a_missing_task_stop_the_gate(made: Any, kit: Any) -> None:
     base, laser = many(made, kit, [(2, 2)] * 6)
     report = gated(laser, base, tasks=tasks(6, t3={"floor": 0.6}), **MEAN)
@@ -77,6 +81,7 @@ def test_a_broken_floor_and_a_missing_task_stop_the_gate(made: Any, kit: Any) ->
     assert row(report, "overall").reasons == ("0.5 is below the floor of 0.55",) and report.exit_code == 1
 
 
+@pytest.mark.slow
 def test_critical_tasks_and_those_outside_the_mean_decide_by_themselves(made: Any, kit: Any) -> None:
     base, laser = many(made, kit, [(2, 2)] * 6)
     critical = gated(laser, base, tasks=tasks(6, t3={"critical": True}), **MEAN)
@@ -95,6 +100,7 @@ def test_critical_tasks_and_those_outside_the_mean_decide_by_themselves(made: An
     assert row(optional, "overall").documents == 5 * 200 and row(optional, "t5").decides
 
 
+@pytest.mark.slow
 def test_weights(made: Any, kit: Any) -> None:
     small = kit.pair(100, 50, lost=20)
     base, laser = many(made, kit, [(0, 0), (0, 0)], 400, small=small)
@@ -107,12 +113,14 @@ def test_weights(made: Any, kit: Any) -> None:
     assert drop({"t0": 3, "small": 1}) == pytest.approx(0.05)
 
 
+@pytest.mark.slow
 def test_margins_by_baseline(made: Any, kit: Any) -> None:
     base, laser = many(made, kit, [(2, 2)] * 4, 1000)
     overall = {"margin": {"base": 0.03, "blessed": 0.004}}
     assert row(gated(laser, base, tasks=tasks(4), overall=overall), "overall").margin == 0.03
 
 
+@pytest.mark.slow
 def test_other_scales_are_not_averaged(made: Any, kit: Any) -> None:
     odds = tuple(
         kit.Task({"odds": [float(i % 7) for i in range(200)]}, log_likelihoods=kit.likelihoods(200, seed))
@@ -124,6 +132,7 @@ def test_other_scales_are_not_averaged(made: Any, kit: Any) -> None:
     assert "the scores of odds do not lie between" in row(report, "overall").reasons[0]
 
 
+@pytest.mark.slow
 def test_suites_stay_as_they_are(made: Any, kit: Any) -> None:
     base, laser = many(made, kit, [(2, 2)] * 6)
     suites = {"pair": {"weights": {"t0": 1, "t1": 1}, "margin": 0.01}}
@@ -135,6 +144,7 @@ def test_suites_stay_as_they_are(made: Any, kit: Any) -> None:
 class TestNeeds:
     """How many documents an undecided row is said to need."""
 
+    @pytest.mark.slow
     def test_rows_that_all_must_pass_need_more_than_one(self, made: Any, kit: Any) -> None:
         base, laser = many(made, kit, [(2, 2)] * 6, 100)
         one = row(gated(laser, base, tasks={"t0": {}}, others="ignore"), "t0")
@@ -149,6 +159,7 @@ class TestNeeds:
         assert one.reasons[0].endswith(f"needs about {one.documents_needed:,} documents, has 100")
         assert all_rows.detectable > one.detectable
 
+    @pytest.mark.slow
     def test_rows_that_inform_need_what_they_need_alone(self, made: Any, kit: Any) -> None:
         base, laser = many(made, kit, [(2, 2)] * 6, 100)
         alone = row(gated(laser, base, tasks={"t0": {}}, others="ignore"), "t0").documents_needed
@@ -157,6 +168,7 @@ class TestNeeds:
         mean = row(report, "overall")
         assert 600 < mean.documents_needed < 20_000 and f"{mean.documents_needed:,} documents over its" in str(mean)
 
+    @pytest.mark.slow
     def test_a_seeming_loss_says_how_many_would_tell(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(40, 20, lost=3, gained=1))
         found = row(gated(laser, base))
@@ -166,6 +178,7 @@ class TestNeeds:
         )
         assert 150 < found.documents_needed < 350
 
+    @pytest.mark.slow
     def test_documents_that_are_there_already_are_not_asked_for(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(1000, 500, lost=23, gained=6))
         found = row(gated(laser, base))
@@ -188,6 +201,7 @@ class TestForms:
         base, laser = many(made, kit, [(2, 2)] * 6)
         return gated(laser, base, **({"tasks": tasks(6, t3={"critical": True, "margin": 0.2})} | MEAN | policy))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("width", [80, 120])
     def test_table(self, made: Any, kit: Any, width: int) -> None:
         text = table.render(self.report(made, kit), width=width)
@@ -201,6 +215,7 @@ class TestForms:
         assert "weighted mean of 6, of equal weight" in text
         assert lines[-1] == "PASS, exit code 0: by the overall margin; 5 informing rows undecided"
 
+    @pytest.mark.slow
     def test_json(self, made: Any, kit: Any) -> None:
         data = json.loads(self.report(made, kit).to_json())
         assert data["decision"] == "overall" and "needs" not in data["rows"][0]
@@ -210,6 +225,7 @@ class TestForms:
         by_rows = json.loads(gated(laser, base).to_json())
         assert by_rows["decision"] == "rows" and all(found["decides"] for found in by_rows["rows"])
 
+    @pytest.mark.slow
     def test_markdown(self, made: Any, kit: Any) -> None:
         text = formats.markdown(self.report(made, kit))
         assert "Decided by the overall margin; 5 informing rows undecided." in text
@@ -217,6 +233,7 @@ class TestForms:
         assert first < text.index("| `overall` |") < text.index("| `t3` (critical) |") < second < text.index("| `t4` |")
         assert text.count("|---|---:|") == 2
 
+    @pytest.mark.slow
     def test_junit(self, made: Any, kit: Any) -> None:
         (suite,) = ElementTree.fromstring(formats.junit(self.report(made, kit)))
         found = {case.get("name"): case.find("properties/property").get("value") for case in suite}  # type: ignore[union-attr]
@@ -224,6 +241,7 @@ class TestForms:
         skipped = [case for case in suite if case.find("skipped") is not None]
         assert len(skipped) == 5 and "informs: the overall margin decides" in (skipped[0].find("skipped").text or "")  # type: ignore[union-attr]
 
+    @pytest.mark.slow
     def test_a_gate_by_rows_looks_as_before(self, made: Any, kit: Any) -> None:
         base, laser = many(made, kit, [(2, 2)] * 3)
         report = gated(laser, base)

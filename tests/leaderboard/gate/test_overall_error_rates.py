@@ -89,6 +89,7 @@ def show(words: str, found: Shares) -> Shares:
     return found
 
 
+@pytest.mark.slow
 def test_twenty_tasks() -> None:
     unchanged = show("20 x 200, 2 % flips, unchanged", gates([0.0] * 20, 200, 0.02, 120))
     assert unchanged.passed > 0.9 and unchanged.by_rows < 0.05 and unchanged.failed == 0

@@ -147,6 +147,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(st.dictionaries(st.sampled_from([*Policy.model_fields, "x"]), VALUES, max_size=4))
 def test_any_data_is_a_policy_or_a_clear_refusal(data: dict[str, object]) -> None:

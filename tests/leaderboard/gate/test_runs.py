@@ -20,6 +20,7 @@ from tests.leaderboard.gate.gating import gated, row, two
 class TestBaselines:
     """Which runs a candidate is measured against."""
 
+    @pytest.mark.slow
     def test_the_unedited_run_is_found_beside_the_candidate_without_a_database(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(400, 200))
         report = gated(laser)
@@ -32,6 +33,7 @@ class TestBaselines:
         with pytest.raises(LeaderboardError, match="no unedited run of tiny"):
             gated(laser, "base")
 
+    @pytest.mark.slow
     def test_base_and_the_last_blessed_run_are_both_compared_with(self, made: Any, kit: Any, tmp_path: Path) -> None:
         before, after = kit.pair(1500, 750, lost=10)
         _, first = two(made, before, after)
@@ -54,6 +56,7 @@ class TestBaselines:
         margins = gated(second, database=database, tasks={"sums": {"margin": {"base": 0.05, "blessed": 0.005}}})
         assert {row.role: row.verdict for row in margins.rows} == {"base": "PASS", "blessed": "FAIL"}
 
+    @pytest.mark.slow
     def test_a_run_that_nobody_knows(self, made: Any, kit: Any) -> None:
         laser = two(made, *kit.pair(400, 200))[1]
         database = made.root / "leaderboard.duckdb"
@@ -67,6 +70,7 @@ class TestBaselines:
         ):
             gated(laser, "blesed", database=database)
 
+    @pytest.mark.slow
     def test_two_named_runs_have_rows_and_findings_of_their_own(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 200, lost=60)
         base, laser = two(made, before, after)
@@ -90,6 +94,7 @@ class TestBaselines:
             compared.run_id for compared in report.baselines
         }
 
+    @pytest.mark.slow
     def test_a_named_run_has_the_margins_of_an_unedited_or_of_an_edited_one(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(1500, 750, lost=20))
         margins = {"sums": {"margin": {"base": 0.05, "blessed": 0.005}}}
@@ -99,6 +104,7 @@ class TestBaselines:
             0.005: "FAIL",
         }
 
+    @pytest.mark.slow
     def test_a_pinned_run_is_the_base(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(300, 150, lost=5)
         two(made, before, after)
@@ -159,6 +165,7 @@ class TestBaselines:
             with pytest.raises(LeaderboardError, match=words):
                 gated(laser, name)
 
+    @pytest.mark.slow
     def test_a_blessed_run_that_left_the_store(self, made: Any, kit: Any) -> None:
         _, laser = two(made, *kit.pair(30, 15))
         database = made.root / "leaderboard.duckdb"
@@ -169,6 +176,7 @@ class TestBaselines:
         with pytest.raises(LeaderboardError, match="is no longer in .*: bless another"):
             gated(laser, database=database)
 
+    @pytest.mark.slow
     def test_a_run_whose_files_are_gone(self, made: Any, kit: Any) -> None:
         import shutil
 

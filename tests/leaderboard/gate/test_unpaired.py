@@ -40,6 +40,7 @@ class TestUnpaired:
         found = row(gated(candidate, base, margin=0.05, allow_unpaired=True))
         assert found.verdict == "PASS" and found.drop == pytest.approx(-0.3)
 
+    @pytest.mark.slow
     def test_a_task_with_samples_is_decided_as_ever(self, made: Any, kit: Any) -> None:
         base, laser = two(made, *kit.pair(300, 150, lost=3))
         assert row(gated(laser, base, allow_unpaired=True)) == row(gated(laser, base))

@@ -170,6 +170,7 @@ def test_addresses_that_are_none() -> None:
     assert "p%40ss" not in repr(held) and held.printable("libpq read p@ss/w@rd") == "libpq read ***"
 
 
+@pytest.mark.slow
 def test_without_the_client_it_is_named(tmp_path: Path, made: Fabricator, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -148,6 +148,7 @@ def test_an_edit_does_not_bear_the_label_of_the_baseline(made: Any, kit: Any) ->
     assert only(folder).variant.recipe_label == "laser"
 
 
+@pytest.mark.slow
 def test_a_store_that_took_an_edited_run_for_the_baseline_is_put_right(
     made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,6 +263,7 @@ def test_hostile_names_reach_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["logs.eval"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_deflated, write_zstandard])
 def test_a_damaged_archive_is_refused_in_a_sentence(tmp_path: Path, write: Any) -> None:
     """Cut off anywhere, or with a byte changed: it is read as it was, or refused."""

@@ -228,6 +228,7 @@ def test_what_holds_nothing_is_refused(tmp_path: Path, data: Any) -> None:
         runs_below(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_found_again_is_not_read_again(tmp_path: Path) -> None:
     write_lighteval(tmp_path / "out", [1, 0, 1])
     database = tmp_path / "leaderboard.duckdb"

@@ -187,6 +187,7 @@ def check(root: Path, runs: int | None = None) -> IngestReport:
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @given(data=st.data())
 @FUZZ
@@ -203,6 +204,7 @@ def fresh_file(made: Any, kit: Any, name: str) -> Path:
     return next(made.run("laser", {"sums": after}).glob(f"{name}*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["receipt", "results", "samples"])
 @given(data=st.data())
 @FUZZ
@@ -215,6 +217,7 @@ def test_run_folders_with_a_key_or_value_changed(made: Any, kit: Any, name: str,
     check(made.root, runs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["receipt", "results", "samples"])
 @given(data=st.data())
 @FUZZ
@@ -248,6 +251,7 @@ def test_real_files_with_bytes_changed(shared: Path, tmp_path: Path, seed: int) 
     assert len(report.added) > 20
 
 
+@pytest.mark.slow
 def test_odd_trees(made: Any, kit: Any, database: Path) -> None:
     root = made.root
     made.run("laser", {"sums": kit.pair(4, 2)[1]}, folder="good")
@@ -267,6 +271,7 @@ def test_odd_trees(made: Any, kit: Any, database: Path) -> None:
     assert good.is_dir() and len(ingest([root], database).duplicates) == 5
 
 
+@pytest.mark.slow
 def test_what_may_not_be_read_is_told(made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions do not bind the superuser, so the system's answer is stood in for."""
     made.run("laser", {"sums": kit.pair(4, 2)[1]}, folder="good")
@@ -287,6 +292,7 @@ def test_what_may_not_be_read_is_told(made: Any, kit: Any, database: Path, monke
     ]
 
 
+@pytest.mark.slow
 def test_a_huge_folder_of_other_things_is_quick_and_told(made: Any, kit: Any, database: Path) -> None:
     made.run("laser", {"sums": kit.pair(4, 2)[1]}, folder="good")
     other = made.root / "other"

@@ -94,6 +94,7 @@ def by_parser(path: Path) -> str:
 USUAL = text(*map(line, range(3)))
 
 
+@pytest.mark.slow
 @given(
     edits=st.lists(
         st.tuples(st.integers(0, len(USUAL) - 1), st.integers(0, 40), st.sampled_from(["", *PIECES])),

@@ -80,6 +80,7 @@ def test_a_worker_that_left_its_last_record_is_not_lost(tmp_path: Path) -> None:
     assert found is not None and [cell.state for cell in found.cells] == ["waiting", "waiting"]
 
 
+@pytest.mark.slow
 def test_on_another_machine_a_heartbeat_tells(tmp_path: Path) -> None:
     """One cell counts on, the driver and another cell are silent; no clock decides."""
     elsewhere = {"host": "node7", "pid": os.getpid(), "process_start": "another boot:1"}

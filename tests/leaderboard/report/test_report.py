@@ -77,6 +77,7 @@ def report(database: Path) -> Report:
     return read_report([], database)
 
 
+@pytest.mark.slow
 def test_the_board_is_a_table_with_heads(report: Report) -> None:
     page = Page(as_html(report))
     board = page.texts["table"][0]
@@ -90,6 +91,7 @@ def test_the_board_is_a_table_with_heads(report: Report) -> None:
     assert "3 weights are NaN" in " ".join(page.texts["li"])
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_for_and_nothing_else_may_run(report: Report) -> None:
     text = as_html(report)
     page = Page(text)
@@ -106,6 +108,7 @@ def test_nothing_is_asked_for_and_nothing_else_may_run(report: Report) -> None:
     assert not re.search(r"@import|url\(", page.texts["style"][0])
 
 
+@pytest.mark.slow
 def test_names_are_text(report: Report) -> None:
     text = as_html(report)
     page = Page(text)
@@ -116,6 +119,7 @@ def test_names_are_text(report: Report) -> None:
     assert len(ids) == len(set(ids)) and all(re.fullmatch(r"[a-z]+(-\d+)?", name or "") for name in ids)
 
 
+@pytest.mark.slow
 def test_pictures_have_titles_and_words(report: Report) -> None:
     page = Page(as_html(report))
     pictures = page.all("svg")
@@ -126,12 +130,14 @@ def test_pictures_have_titles_and_words(report: Report) -> None:
     assert any(said == "laser: +0.150 [+0.113, +0.185], better, no control run" for said in page.texts["title"])
 
 
+@pytest.mark.slow
 def test_every_number_of_a_task_is_there(report: Report) -> None:
     text = " ".join(Page(as_html(report)).texts["details"])
     assert "0.6500" in text and "0 / 60" in text and "< 0.0001" in text and "+0.150 [+0.113, +0.185]" in text
     assert "q 0.0000" not in text and "n 400" in text
 
 
+@pytest.mark.slow
 def test_how_it_was_made(report: Report) -> None:
     page = Page(as_html(report))
     assert any(said.startswith("lm_eval run --recipe") for said in page.texts["code"])
@@ -140,6 +146,7 @@ def test_how_it_was_made(report: Report) -> None:
         assert said in badges, (said, badges)
 
 
+@pytest.mark.slow
 def test_markdown_says_the_same(report: Report) -> None:
     text = as_markdown_report(report)
     table = [line for line in text.splitlines() if line.startswith("|")]
@@ -156,6 +163,7 @@ def test_markdown_says_the_same(report: Report) -> None:
     assert len(columns) == 1
 
 
+@pytest.mark.slow
 def test_runs_are_compared_with_the_first(database: Path, made: Any) -> None:
     report = read_report(["tiny/svd:rank=2", "laser"], database)
     assert report.title == "1 run against svd:rank=2" and len(report.runs) == 2
@@ -171,6 +179,7 @@ def test_one_run_is_compared_with_its_baseline(database: Path) -> None:
     assert report.title == "laser on tiny" and {run.row.recipe_label for run in report.runs} == {"baseline", "laser"}
 
 
+@pytest.mark.slow
 def test_without_a_database_runs_are_read_from_their_folders(made: Any, database: Path) -> None:
     database.unlink()
     folders = [str(next((made.root / "tiny").glob(f"{name}*"))) for name in ("baseline", "laser")]
@@ -179,6 +188,7 @@ def test_without_a_database_runs_are_read_from_their_folders(made: Any, database
         read_report([], database)
 
 
+@pytest.mark.slow
 def test_a_picture_in_a_file_of_its_own_has_its_colours(database: Path) -> None:
     report = read_report([], database)
     drawings = [drawn for plot in (interval_plot, size_plot) if "<svg" in (drawn := plot(report, "int_mult"))]
@@ -191,12 +201,14 @@ def test_a_picture_in_a_file_of_its_own_has_its_colours(database: Path) -> None:
         assert all(f"{name}:" in style for name in re.findall(r"var\((--[a-z-]+)\)", style))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [["nothing"], ["laser", "laser"], ["laser", "wanda"]])
 def test_what_cannot_be_reported_is_said(names: list[str], database: Path) -> None:
     with pytest.raises(LeaderboardError, match="nothing|each once|failed run"):
         read_report(names, database)
 
 
+@pytest.mark.slow
 def test_the_command_writes_where_it_is_told(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +222,7 @@ def test_the_command_writes_where_it_is_told(
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
 
 
+@pytest.mark.slow
 def test_it_needs_neither_torch_nor_the_rest(repository: Path) -> None:
     code = (
         "import sys; import leaderboard.report.command, leaderboard.report.contents, leaderboard.report.html,"
@@ -220,6 +233,7 @@ def test_it_needs_neither_torch_nor_the_rest(repository: Path) -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_fifty_runs_are_small_and_many_still_open(made: Any, kit: Any) -> None:
     """60 rows on three tasks in far less than 2 MB; a plot draws the first sixty rows."""
     pairs = {name: kit.pair(40, 20, lost=1, gained=3) for name in ("a_task", "b_task", "c_task")}

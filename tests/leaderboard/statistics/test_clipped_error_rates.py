@@ -113,6 +113,7 @@ def keep_the_promise(cells: Iterable[Cell], draws: int = DRAWS) -> None:
         assert row.passed <= MOST_PASS + extra and max(row.better, row.worse) <= MOST_SIDE + extra, row
 
 
+@pytest.mark.slow
 def test_collapses_and_skew(generator: np.random.Generator) -> None:
     cells = [("5 % collapse", 30), ("5 % collapse", 100), ("log-normal, bad tail", 100), ("2 % collapse, noisy", 62)]
     rows = table("clipped means", (cell(generator, kind, count, 0.05, 600) for kind, count in cells))

@@ -151,6 +151,7 @@ def differences(flips: float, part: float, draws: int) -> list[Promise]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_documents_promised_decide() -> None:
     found = [*alone(0.05, 4_000)[:2], *differences(0.05, 0.5, 4_000)[:1], *boards(0.1, 60)[:1], *gates(0.05, 4_000)[:1]]
     holds(show("documents promised", found), 0.02)

@@ -94,6 +94,7 @@ def right_or_wrong(generator: np.random.Generator, count: int, rate: float, marg
 COUNTS, RATES, MARGINS = (50, 100, 200, 300, 500, 1000, 2000, 5000), (0.01, 0.02, 0.05, 0.1, 0.2, 0.3), (0.01, 0.02)
 
 
+@pytest.mark.slow
 def test_right_or_wrong(generator: np.random.Generator) -> None:
     cells = [(50, 0.1, 0.02), (300, 0.02, 0.02), (100, 0.05, 0.01), (1000, 0.08, 0.01)]
     keep_the_promise(table("right or wrong answers", (right_or_wrong(generator, *cell) for cell in cells)))
@@ -276,6 +277,7 @@ def partial_cell(generator: np.random.Generator, count: int, rate: float, margin
     )
 
 
+@pytest.mark.slow
 def test_partial_credit(generator: np.random.Generator) -> None:
     keep_the_promise(table("partial credit", [partial_cell(generator, 200, 0.05, 0.02, 800)]), noise(800))
 
@@ -390,6 +392,7 @@ def suite_cell(generator: np.random.Generator, tasks: int, count: int, rate: flo
     )
 
 
+@pytest.mark.slow
 def test_suites(generator: np.random.Generator) -> None:
     keep_the_promise(table("suites", [suite_cell(generator, 3, 300, 0.05, 0.01, 1_500)]), noise(1_500))
 

@@ -80,6 +80,7 @@ def coverage(draws: tuple[Draw, Draw], count: int, ends: tuple[float, float], se
     return hits / 1_500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [12, 100])
 def test_partial_credit_is_covered(count: int) -> None:
     pairs = itertools.product(PARTIAL, repeat=2)
@@ -90,6 +91,7 @@ def test_partial_credit_is_covered(count: int) -> None:
     assert min(found.values()) >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / 1_500), found
 
 
+@pytest.mark.slow
 def test_scores_without_bounds_are_covered_from_300_documents_on() -> None:
     pairs = itertools.product(HEAVY, repeat=2)
     found = {

@@ -139,6 +139,7 @@ ONLY_PARTS = ("nearly all", "all but a byte", "scribbled over", "scribbled over 
 """Harms that only those notice who read the part that is gone."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMS)
 def test_one_sentence_and_its_command_works(
     made: Any, filled: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -177,6 +178,7 @@ def test_one_sentence_and_its_command_works(
     assert ingest([made.root], filled).added == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["zero bytes", "half", "a later schema", "the log of another"])
 def test_the_commands_say_it_without_a_traceback(
     made: Any, filled: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -189,6 +191,7 @@ def test_the_commands_say_it_without_a_traceback(
         assert err.startswith("error: ") and err.count("\n") == 1 and "`lm_eval ingest --rebuild" in err, err
 
 
+@pytest.mark.slow
 def test_a_log_of_its_own_is_no_damage(made: Any, filled: Path) -> None:
     """A writer was killed after it had written: DuckDB completes it."""
     subprocess.run([sys.executable, "-c", LEFT_LOG, str(filled), "UPDATE ingest_log SET reason = 'r'"], check=True)
@@ -197,6 +200,7 @@ def test_a_log_of_its_own_is_no_damage(made: Any, filled: Path) -> None:
     assert ingest([made.root], filled).added == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ["folder", "something else"])
 def test_what_is_not_ours_is_left_alone_and_another_file_works(
     made: Any, kit: Any, database: Path, make: str, monkeypatch: pytest.MonkeyPatch
@@ -224,6 +228,7 @@ def test_what_is_not_ours_is_left_alone_and_another_file_works(
     assert (database / "precious").exists() if make == "folder" else database.is_file()
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_be_opened(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions do not bind the superuser, so the system's answer is stood in for."""
 
@@ -235,6 +240,7 @@ def test_a_file_that_may_not_be_opened(filled: Path, monkeypatch: pytest.MonkeyP
         pins(filled)
 
 
+@pytest.mark.slow
 def test_damage_that_shows_only_in_use(filled: Path) -> None:
     for said in ("IO Error: Corrupt database file", "INTERNAL Error: x", "FATAL Error: y", "Serialization Error: z"):
         for read_only in (True, False):
@@ -247,6 +253,7 @@ def test_damage_that_shows_only_in_use(filled: Path) -> None:
         raise duckdb.Error("Binder Error: a mistake of ours")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_short_but_whole_is_read(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header may count blocks that were never written: only reading tells."""
     monkeypatch.setattr("leaderboard.store.database._HEADERS", 2**40)
@@ -254,6 +261,7 @@ def test_a_file_that_is_short_but_whole_is_read(filled: Path, monkeypatch: pytes
         assert len(board(store)) == 2
 
 
+@pytest.mark.slow
 def test_a_run_whose_store_breaks_meanwhile_still_has_its_results(made: Any, filled: Path) -> None:
     pytest.importorskip("lm_eval")
     from harness_ext.runs.execution import cells_from_runs, cells_from_store, check_database
@@ -281,6 +289,7 @@ def test_all_tables_of_a_new_store_come_in_one_transaction(database: Path, monke
         assert store.rows("SELECT count(*) AS n FROM schema_migrations") == [{"n": len(shipped)}]
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_old_store(made: Any, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -295,6 +304,7 @@ def test_a_full_disk_keeps_the_old_store(made: Any, filled: Path, monkeypatch: p
     assert len(ingest([made.root], filled, rebuild=True).added) == 2
 
 
+@pytest.mark.slow
 def test_a_rebuild_goes_on_where_a_killed_writer_stopped(made: Any, filled: Path) -> None:
     """The reader's sentence for it advises the rebuild."""
     half_with_its_log(filled)

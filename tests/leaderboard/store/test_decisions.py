@@ -128,6 +128,7 @@ def sound(database: Path) -> None:
     assert database.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [missing, truncated, a_text, empty, later, without_decisions, sound])
 def test_a_rebuild_restores_all_whatever_the_old_store_is(made: Any, decided: Path, harm: Any) -> None:
     before, rows = as_seen(decided), held(decided)
@@ -145,6 +146,7 @@ def test_a_rebuild_restores_all_whatever_the_old_store_is(made: Any, decided: Pa
         assert any("7 decisions" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_plain_ingest_into_a_new_store_restores_all(made: Any, decided: Path) -> None:
     before = as_seen(decided)
     decided.unlink()
@@ -153,6 +155,7 @@ def test_plain_ingest_into_a_new_store_restores_all(made: Any, decided: Path) ->
     assert [path.name for path in report.deleted] == ["asvd"]
 
 
+@pytest.mark.slow
 def test_the_last_three_old_stores_are_kept(made: Any, decided: Path) -> None:
     for _ in range(5):
         ingest([made.root], decided, rebuild=True)
@@ -174,6 +177,7 @@ def test_a_rebuild_never_replaces_a_database_of_something_else_or_a_folder(made:
     assert database.is_dir()
 
 
+@pytest.mark.slow
 def test_the_first_writer_writes_out_what_an_older_store_holds(made: Any, decided: Path) -> None:
     before = as_seen(decided)
     make_old(decided)
@@ -186,6 +190,7 @@ def test_the_first_writer_writes_out_what_an_older_store_holds(made: Any, decide
     assert as_seen(decided) == before
 
 
+@pytest.mark.slow
 def test_an_older_store_that_is_damaged_is_asked_for_what_can_be_read(made: Any, decided: Path) -> None:
     before = as_seen(decided)
     make_old(decided)
@@ -203,6 +208,7 @@ def test_what_cannot_be_read_and_has_no_files_is_said(made: Any, decided: Path) 
     assert any("no pins, blessings, gates or deletions could be read" in note for note in report.notes)
 
 
+@pytest.mark.slow
 def test_ids_of_an_older_store_follow_from_what_it_holds(made: Any, decided: Path) -> None:
     """So a kill between file and row, or a copy of the old store, doubles nothing."""
     make_old(decided)
@@ -214,6 +220,7 @@ def test_ids_of_an_older_store_follow_from_what_it_holds(made: Any, decided: Pat
     assert files(decided) == first and all(len(rows) <= 3 for rows in held(decided).values())
 
 
+@pytest.mark.slow
 def test_a_file_without_its_row_is_taken_in_by_the_next_writer(made: Any, decided: Path) -> None:
     """A writer was killed between the two, or an older copy of the store was put back."""
     copy = decided.read_bytes()
@@ -235,6 +242,7 @@ def test_a_row_without_its_file_is_written_out(decided: Path) -> None:
     assert {file: file.read_bytes() for file in files(decided)} == texts
 
 
+@pytest.mark.slow
 def test_a_decision_that_comes_late_is_put_in_its_place(made: Any, kit: Any, database: Path) -> None:
     """Of two copies of a folder that are put together."""
     for k in range(3):
@@ -254,6 +262,7 @@ def test_a_decision_that_comes_late_is_put_in_its_place(made: Any, kit: Any, dat
     assert [(entry.reason, entry.current) for entry in pins(database)] == [("0", False), ("1", False), ("2", True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [1, 24 * 400])
 def test_a_clock_set_back_undoes_nothing(made: Any, decided: Path, monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
     place = made.root / "tiny"
@@ -299,6 +308,7 @@ def test_stored_verdicts_are_of_the_last_pin_whatever_the_clock_said(
     assert state() == before
 
 
+@pytest.mark.slow
 def test_a_rejection_is_over_when_the_path_was_taken_later_whatever_the_clock_said(
     made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +327,7 @@ def test_a_rejection_is_over_when_the_path_was_taken_later_whatever_the_clock_sa
         assert queries.rejections(store) == []
 
 
+@pytest.mark.slow
 def test_damaged_files_are_said_and_left_out(
     made: Any, decided: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
 ) -> None:
@@ -374,6 +385,7 @@ def test_the_number_after_the_last_is_refused(made: Any, decided: Path) -> None:
         pin(decided, str(made.root / "tiny" / "baseline"), "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["fsync", "replace", "mkdir"])
 def test_a_full_disk_or_a_folder_that_may_not_be_written_changes_nothing(
     made: Any, decided: Path, monkeypatch: pytest.MonkeyPatch, failing: str
@@ -400,6 +412,7 @@ def test_a_full_disk_or_a_folder_that_may_not_be_written_changes_nothing(
     assert pin(decided, str(place / "laser"), "x").current
 
 
+@pytest.mark.slow
 def test_a_kill_between_row_and_file_and_after_the_file(made: Any, decided: Path) -> None:
     """The file is written last: a kill before it leaves nothing, a kill after it leaves a decision."""
     program = (
@@ -444,6 +457,7 @@ def test_two_processes_that_decide_at_once_and_are_killed(made: Any, decided: Pa
     assert len(sequences) == len(set(sequences))
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_folder_goes_its_own_way(made: Any, decided: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(made.root, copy)
@@ -456,6 +470,7 @@ def test_a_copy_of_a_folder_goes_its_own_way(made: Any, decided: Path, tmp_path:
     assert as_seen(database) == before
 
 
+@pytest.mark.slow
 def test_a_link_to_the_database_leads_to_the_same_decisions(made: Any, decided: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.duckdb"
     link.symlink_to(decided)

@@ -31,6 +31,7 @@ def count(database: Path, table: str) -> int:
         return int(store.rows(f"SELECT count(*) AS n FROM {table}")[0]["n"])
 
 
+@pytest.mark.slow
 def test_a_deleted_run_leaves_no_row_and_does_not_come_back(
     two_runs: tuple[Path, Path], made: Any, database: Path
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_deleted_run_leaves_no_row_and_does_not_come_back(
     assert two_runs[1].is_dir()
 
 
+@pytest.mark.slow
 def test_a_deletion_taken_back(two_runs: tuple[Path, Path], made: Any, database: Path) -> None:
     run_id = delete(database, str(two_runs[1]), "by mistake").run_id
     assert take_back(database, run_id[:8]).path == two_runs[1]
@@ -57,6 +59,7 @@ def test_a_deletion_taken_back(two_runs: tuple[Path, Path], made: Any, database:
         take_back(database, run_id[:8])
 
 
+@pytest.mark.slow
 def test_what_cannot_be_deleted(two_runs: tuple[Path, Path], database: Path) -> None:
     with pytest.raises(LeaderboardError, match="needs a reason"):
         delete(database, str(two_runs[0]), " ")
@@ -67,6 +70,7 @@ def test_what_cannot_be_deleted(two_runs: tuple[Path, Path], database: Path) -> 
         delete(database, str(two_runs[0]), "x")
 
 
+@pytest.mark.slow
 def test_watching_takes_what_is_whole_and_only_once(made: Any, kit: Any, database: Path) -> None:
     base, edited = kit.pair(10, 5, lost=2)
     made.run("baseline", {"sums": base})
@@ -108,6 +112,7 @@ def test_who_is_waited_for_is_said(
     assert "a long rebuild by process" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_blessed_run_must_be_replaced_first_and_noise_goes_with_its_run(
     two_runs: tuple[Path, Path], made: Any, kit: Any, database: Path
 ) -> None:

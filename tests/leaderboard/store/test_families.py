@@ -76,6 +76,7 @@ def test_an_identity_is_shortened_to_what_differs() -> None:
     assert short_identity("sha256:fedcba9876543210") == short_identity("blake3:fedcba9876543210") == "fedcba98"
 
 
+@pytest.mark.slow
 def test_a_link_by_name_survives_a_second_identity(made: Any, kit: Any, tmp_path: Path) -> None:
     task = {"sums": kit.pair(40, 20)[0]}
     database = made.root / "leaderboard.duckdb"

@@ -56,6 +56,7 @@ def held(database: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
 def test_the_swallowed_come_back_and_the_known_one_stays_one(
     siblings: list[Path], database: Path, old: str, order: tuple[int, ...]
@@ -72,6 +73,7 @@ def test_the_swallowed_come_back_and_the_known_one_stays_one(
         assert {cell.n for cell in board(store)} == {50}
 
 
+@pytest.mark.slow
 def test_pins_and_blessings_follow(siblings: list[Path], database: Path, old: str) -> None:
     pin(database, old, "as agreed")
     with open_store(database, read_only=False) as store:
@@ -90,6 +92,7 @@ def test_pins_and_blessings_follow(siblings: list[Path], database: Path, old: st
         assert {cell.run_id for cell in board(store) if cell.verdict == "baseline"} == {new}
 
 
+@pytest.mark.slow
 def test_a_deleted_run_stays_deleted_and_its_siblings_do_not(siblings: list[Path], database: Path, old: str) -> None:
     delete(database, old, "broken")
     report = ingest(siblings, database)
@@ -98,6 +101,7 @@ def test_a_deleted_run_stays_deleted_and_its_siblings_do_not(siblings: list[Path
     assert [entry.path for entry in deletions(database)] == [siblings[0]]
 
 
+@pytest.mark.slow
 def test_a_recorded_gate_follows(siblings: list[Path], database: Path, old: str) -> None:
     report = gated(siblings[0], siblings[1], database=database)
     assert report.candidate != old
@@ -112,6 +116,7 @@ def test_a_recorded_gate_follows(siblings: list[Path], database: Path, old: str)
         assert store.rows("SELECT candidate FROM gate_runs") == [{"candidate": held(database)["pruned0"]}]
 
 
+@pytest.mark.slow
 def test_a_results_folder_that_was_moved_is_known(
     siblings: list[Path], database: Path, old: str, made: Any, tmp_path: Path
 ) -> None:
@@ -127,6 +132,7 @@ def test_a_results_folder_that_was_moved_is_known(
     assert {entry.run_id for entry in pins(database)} == set(held(database).values())
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_sibling_is_not_taken_for_the_one_that_is_held(
     siblings: list[Path], database: Path, old: str
 ) -> None:
@@ -135,6 +141,7 @@ def test_a_copy_of_a_sibling_is_not_taken_for_the_one_that_is_held(
     assert old in held(database).values()  # as long as its own file is not read again
 
 
+@pytest.mark.slow
 def test_a_rebuild_keeps_what_was_decided(siblings: list[Path], database: Path, old: str) -> None:
     choose(database, old, "as agreed")
     report = ingest(siblings, database, rebuild=True)
@@ -142,6 +149,7 @@ def test_a_rebuild_keeps_what_was_decided(siblings: list[Path], database: Path, 
     assert {entry.run_id for entry in pins(database)} == {held(database)["pruned0"]}
 
 
+@pytest.mark.slow
 def test_samples_without_additions_keep_their_ids(
     made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def test_a_full_disk_gives_a_message_and_loses_nothing(
     assert not list(made.root.glob(".*rebuilding*"))
 
 
+@pytest.mark.slow
 def test_a_database_that_had_no_room_to_begin_is_no_obstacle_later(made: Any, kit: Any, database: Path) -> None:
     write_runs(made, kit, 2)
     for limit in (0, 9_000):
@@ -164,6 +165,7 @@ def test_a_database_that_had_no_room_to_begin_is_no_obstacle_later(made: Any, ki
     assert len(ingest([made.root], database).added) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["add", "rebuild"])
 def test_a_folder_that_may_not_be_written(
     made: Any, kit: Any, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ from leaderboard.store.queries import runs
 SHIPPED = migrations.all_migrations()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [migration.number for migration in SHIPPED[:-1]])
 def test_a_store_of_an_earlier_version_opens(
     made: Any, kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -36,6 +37,7 @@ def test_a_store_of_an_earlier_version_opens(
         assert store.rows("SELECT max(number) AS number FROM schema_migrations") == [{"number": SHIPPED[-1].number}]
 
 
+@pytest.mark.slow
 def test_a_store_whose_first_writer_was_killed_is_not_there_yet(made: Any, kit: Any, tmp_path: Path) -> None:
     database = tmp_path / "begun.duckdb"
     duckdb.connect(str(database)).close()

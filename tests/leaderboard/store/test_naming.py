@@ -61,10 +61,12 @@ FINDS = (
 )
 
 
+@pytest.mark.slow
 def test_a_name_finds_its_run(database: Path) -> None:
     assert [(name, named(database, name).run.name) for name, _ in FINDS] == list(FINDS)
 
 
+@pytest.mark.slow
 def test_an_id_is_completed(database: Path) -> None:
     with open_store(database) as store:
         runs = known_runs(store)
@@ -75,6 +77,7 @@ def test_an_id_is_completed(database: Path) -> None:
     assert laser.spec_id is not None and named(database, laser.spec_id[:10]).run == laser
 
 
+@pytest.mark.slow
 def test_of_several_runs_of_a_recipe_the_newest_complete_one_is_taken_and_said(database: Path) -> None:
     found = named(database, "tiny/svd")
     assert found.run.path.name == "svd-2"
@@ -84,6 +87,7 @@ def test_of_several_runs_of_a_recipe_the_newest_complete_one_is_taken_and_said(d
     assert named(database, "tiny/laser:layers=4").notes == ()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_undone_asks_for_an_id_where_there_are_several(database: Path) -> None:
     with pytest.raises(AmbiguousRun, match="tiny/svd is ambiguous") as told:
         named(database, "tiny/svd", newest=False)
@@ -91,6 +95,7 @@ def test_what_cannot_be_undone_asks_for_an_id_where_there_are_several(database: 
     assert named(database, "tiny/baseline", newest=False).run.recipe == "baseline"
 
 
+@pytest.mark.slow
 def test_two_identities_of_one_name_are_one_model_and_said(database: Path, made: Any, kit: Any) -> None:
     before, _ = kit.pair(9, 3, lost=1)
     started, weights = "2027-01-01T00:00:00+00:00", {"digest_before": sha("others"), "digest_after": sha("others")}
@@ -105,6 +110,7 @@ def test_two_identities_of_one_name_are_one_model_and_said(database: Path, made:
     assert named(database, old).run.path.name == "baseline-0123456789"
 
 
+@pytest.mark.slow
 def test_what_fits_several_is_listed(database: Path) -> None:
     for name, listed in (
         ("tiny/laser", ["tiny/laser:layers=3", "tiny/laser:layers=4"]),
@@ -120,6 +126,7 @@ def test_what_fits_several_is_listed(database: Path) -> None:
         assert all(len(line.split()[0]) == 12 and line.endswith(("03:04", "03:05", "00:00")) for line in candidates)
 
 
+@pytest.mark.slow
 def test_at_most_ten_candidates_are_listed(made: Any, kit: Any) -> None:
     _, after = kit.pair(9, 3, lost=1)
     for rank in range(13):
@@ -132,6 +139,7 @@ def test_at_most_ten_candidates_are_listed(made: Any, kit: Any) -> None:
     assert len(lines) == 13 and lines[-2] == "  and 3 more"
 
 
+@pytest.mark.slow
 def test_an_unknown_name_is_told_its_neighbours(database: Path) -> None:
     for name, near in (
         ("tiny/lasr:layers=3", "tiny/laser:layers=3"),
@@ -142,6 +150,7 @@ def test_an_unknown_name_is_told_its_neighbours(database: Path) -> None:
             named(database, name)
 
 
+@pytest.mark.slow
 def test_a_model_alone_is_told_its_recipes(database: Path) -> None:
     with pytest.raises(UnknownRun) as told:
         named(database, "gemma-2b")
@@ -151,6 +160,7 @@ def test_a_model_alone_is_told_its_recipes(database: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_what_names_nothing(database: Path) -> None:
     for name in ("", "/", "//", "/svd", "tiny//svd", "feedface", "a/b/c/d"):
         with pytest.raises(UnknownRun):

@@ -36,6 +36,7 @@ class TestNoiseFloor:
         assert (floor.task, floor.metric, floor.documents, floor.flips, floor.rate) == ("sums", "acc", 100, 4, 0.04)
         assert {floor.batch_size, floor.other_batch_size} == {"1", "16"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("first", ["baseline", "identity"])
     def test_a_recipe_that_changes_nothing_measures_it(self, made: Any, kit: Any, first: str) -> None:
         """In whichever order the two are ingested, with a store opened in between."""
@@ -76,6 +77,7 @@ class TestNoiseFloor:
         (folder / "receipt.json").write_text(json.dumps(receipt))
         return folder
 
+    @pytest.mark.slow
     def test_any_other_difference_is_no_noise(self, made: Any, kit: Any, tmp_path: Path) -> None:
         other_shots = kit.pair(100, 50)[1]
         other_shots.shots = 2
@@ -100,6 +102,7 @@ class TestNoiseFloor:
         made.run("baseline", tasks[1], folder="other", config={"batch_size": 16}, spec_id="other")
         assert [cell.noise_floor for cell in made.board()] == [None, None]
 
+    @pytest.mark.slow
     def test_the_board_shows_what_exceeds_it(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 200, lost=60, gained=4)
         noisy = kit.pair(400, 200, lost=1, gained=1)[1]

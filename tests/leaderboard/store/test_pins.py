@@ -42,6 +42,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int | str | None
     return None
 
 
+@pytest.mark.slow
 def test_a_run_is_named_by_folder_file_or_id(made: Any, database: Path) -> None:
     by_folder = pin(database, str(made.root / "tiny" / "second"), "of the new machine")
     assert by_folder == pin(database, by_folder.run_id[:12], "of the new machine")._replace(
@@ -57,6 +58,7 @@ def test_a_run_is_named_by_folder_file_or_id(made: Any, database: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_pinned(made: Any, database: Path) -> None:
     for run, reason, words in (
         (made.root / "tiny", "x", "holds 4 runs"),
@@ -79,6 +81,7 @@ def test_no_database_is_created(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_pin_survives_the_loss_of_its_run(made: Any, database: Path) -> None:
     pin(database, str(made.root / "tiny" / "second"), "x")
     with open_store(database, read_only=False) as store:
@@ -86,6 +89,7 @@ def test_a_pin_survives_the_loss_of_its_run(made: Any, database: Path) -> None:
     assert [entry.recipe for entry in pins(database)] == [None]
 
 
+@pytest.mark.slow
 def test_the_command(
     made: Any, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +113,7 @@ def test_the_command(
     )
 
 
+@pytest.mark.slow
 def test_the_command_asks_for_a_reason_and_lists_alone(
     database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +125,7 @@ def test_the_command_asks_for_a_reason_and_lists_alone(
     assert "no run feedface in the leaderboard" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_edited_run_is_blessed_for_its_recipe_and_pinned_only_if_asked(
     made: Any, database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +157,7 @@ def test_an_edited_run_is_blessed_for_its_recipe_and_pinned_only_if_asked(
     ]
 
 
+@pytest.mark.slow
 def test_choices_survive_a_rebuild(made: Any, database: Path) -> None:
     choose(database, str(made.root / "tiny" / "laser"), "x")
     choose(database, str(made.root / "tiny" / "first"), "y")
@@ -161,6 +168,7 @@ def test_choices_survive_a_rebuild(made: Any, database: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_not_blessed(made: Any, database: Path) -> None:
     with pytest.raises(LeaderboardError, match="failed and cannot be blessed"):
         choose(database, str(made.root / "tiny" / "failed"), "x")

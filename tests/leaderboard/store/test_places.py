@@ -63,6 +63,7 @@ def stored(database: Path) -> list[str]:
         return [row[0] for row in connection.execute("SELECT path FROM runs ORDER BY path").fetchall()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["move", "copy", "rename the parent"])
 @pytest.mark.parametrize("old_store", [False, True])
 def test_a_moved_folder_is_as_it_was(results: Path, tmp_path: Path, how: str, old_store: bool) -> None:
@@ -111,6 +112,7 @@ def test_a_moved_folder_is_as_it_was(results: Path, tmp_path: Path, how: str, ol
     assert len(leaderboard.board(moved).cells) == 3
 
 
+@pytest.mark.slow
 def test_runs_elsewhere_keep_their_absolute_path(made: Any, kit: Any, database: Path, tmp_path: Path) -> None:
     outside = type(made)(tmp_path / "elsewhere")
     run = outside.run("baseline", {"sums": kit.pair(5, 2)[0]}, folder="outside")
@@ -122,6 +124,7 @@ def test_runs_elsewhere_keep_their_absolute_path(made: Any, kit: Any, database: 
         assert [row.path for row in queries.runs(store)] == [str(run), str(moved / "tiny" / "inside")]
 
 
+@pytest.mark.slow
 def test_a_known_run_that_lies_elsewhere_now_is_found_there(
     made: Any, kit: Any, database: Path, tmp_path: Path
 ) -> None:
@@ -138,6 +141,7 @@ def test_a_known_run_that_lies_elsewhere_now_is_found_there(
     assert stored(database) == ["tiny/back"]
 
 
+@pytest.mark.slow
 def test_an_older_store_is_brought_to_relative_paths_by_its_next_writer(results: Path) -> None:
     database = results / "leaderboard.duckdb"
     before = stored(database)
@@ -167,6 +171,7 @@ def test_where_a_path_leads(tmp_path: Path) -> None:
     assert RunPlaces(None).stored(Path("a/b")) == "a/b" and RunPlaces(None).resolved("a/b") == Path("a/b")
 
 
+@pytest.mark.slow
 def test_the_table_of_a_run_is_by_what_the_runs_are_not_by_where_they_lie(
     made: Any, kit: Any, database: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +195,7 @@ def test_the_table_of_a_run_is_by_what_the_runs_are_not_by_where_they_lie(
     assert [cell.recipe for cell in cells] == ["baseline"] and "was taken off the board" in said[0]
 
 
+@pytest.mark.slow
 def test_files_that_are_gone_are_said(results: Path) -> None:
     shutil.rmtree(results / "tiny" / "baseline")
     laser = read_named(str(results / "tiny" / "laser"), results / "leaderboard.duckdb", "candidate")

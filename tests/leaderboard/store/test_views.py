@@ -57,6 +57,7 @@ def verdicts(database: Path) -> dict[str, str | None]:
     return dict(query(database, "SELECT recipe, verdict FROM v_verdicts"))
 
 
+@pytest.mark.slow
 def test_documented_columns_and_examples(filled_with_control: Path, repository: Path) -> None:
     sections = dict(SECTION.findall((repository / "leaderboard" / "README.md").read_text(encoding="utf-8")))
     assert set(sections) == {"v_scores", "v_verdicts", "v_control_verdicts", "v_matrices"}
@@ -68,6 +69,7 @@ def test_documented_columns_and_examples(filled_with_control: Path, repository: 
         assert query(filled_with_control, example), view
 
 
+@pytest.mark.slow
 def test_verdicts_are_the_boards(filled: Path) -> None:
     names = ("run_id", "task", "verdict", "n", "baseline_score", "score", "delta", "low", "high", "improvement", "lost")
     stored = query(filled, f"SELECT {', '.join(names)}, p, q FROM v_verdicts")
@@ -78,6 +80,7 @@ def test_verdicts_are_the_boards(filled: Path) -> None:
     assert verdicts(filled) == {"baseline": "baseline", "svd": "better", "laser": "worse", "asvd": "failed"}
 
 
+@pytest.mark.slow
 def test_scores_and_matrices(filled: Path) -> None:
     assert query(filled, "SELECT recipe, score, status FROM v_scores ORDER BY ALL") == [
         ("baseline", 0.5, "complete"),
@@ -89,6 +92,7 @@ def test_scores_and_matrices(filled: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_stale_verdicts_are_not_shown_and_the_next_ingest_judges_anew(filled: Path, made: Any) -> None:
     runs = dict(query(filled, "SELECT recipe, run_id FROM v_verdicts"))
     pin(filled, runs["svd"], "try")
@@ -101,6 +105,7 @@ def test_stale_verdicts_are_not_shown_and_the_next_ingest_judges_anew(filled: Pa
     assert verdicts(filled) == {"baseline": "worse", "svd": "baseline", "asvd": "failed"}
 
 
+@pytest.mark.slow
 def test_other_code_judges_anew(filled: Path, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = query(filled, "SELECT judged_at FROM v_verdicts")
     ingest(made.root, filled)
@@ -111,12 +116,14 @@ def test_other_code_judges_anew(filled: Path, made: Any, monkeypatch: pytest.Mon
     assert query(filled, "SELECT judged_at FROM v_verdicts") > before
 
 
+@pytest.mark.slow
 def test_a_rebuild_fills_the_view(filled: Path, made: Any) -> None:
     before = verdicts(filled)
     ingest(made.root, filled, rebuild=True)
     assert verdicts(filled) == before
 
 
+@pytest.mark.slow
 def test_a_store_of_an_earlier_version_is_brought_up_to_date_by_a_writer(
     made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
