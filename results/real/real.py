@@ -393,12 +393,14 @@ def render(figures: Sequence[Figure]) -> str:
     text = (HERE / "about.md").read_text(encoding="utf-8")
     rows = by_recipe(figures)
     asked = list(recipes())
-    done = sum(len(row.own) for row in rows[1:])
-    first_alone = all(one.seed == 0 for one in figures)
+    seeds = [one.seed for row in rows[1:] for one in row.own]
+    first = seeds.count(SEEDS[0])
     return text.format(
         summary=summary(rows),
         table=table(rows),
-        done=f"{done}, of the first seed alone," if first_alone else done,
+        done=f"{first}, of the first seed alone,"
+        if first == len(seeds)
+        else f"{len(seeds)} ({first} of the first seed)",
         tasks=", ".join(f"`{name}`" for name in rows[0].own[0].outcomes),
         asked=len(asked),
         seeds=", ".join(map(str, SEEDS)),
