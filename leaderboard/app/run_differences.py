@@ -162,9 +162,15 @@ def same_sentence(found: Sequence[Fact]) -> str:
     both = "all" if found and len(found[0].values) > 2 else "both"
     start = f"The same in {both}: {', '.join(said)}. " if said else ""
     edited = any(fact.name == "recipe" and fact.differs for fact in found)
+    if edited and same.get("weights digest"):
+        start += "The weights are the same to the bit, so no difference is the edit's doing. "
     if others:
         return f"{start}Besides the edit these differ: {plain(', '.join(map(short, others)))}."
-    return start + ("Nothing else that is known differs, so the edit did this." if edited else "No setting differs.")
+    if not edited:
+        return f"{start}No setting differs."
+    if same.get("weights digest"):
+        return start.rstrip()
+    return f"{start}Nothing else that is known differs: what changed is the edit's doing."
 
 
 def short(name: str) -> str:

@@ -152,7 +152,21 @@ def test_only_what_differs(records: Any) -> None:
     assert "batch size" in run_differences.same_sentence(three).partition("Besides")[2]
     assert run_differences.same_sentence(three).startswith("The same in all: ")
     alone = [fact for fact in facts if fact.name != "tasks"]
-    assert run_differences.same_sentence(alone).endswith("Nothing else that is known differs, so the edit did this.")
+    assert run_differences.same_sentence(alone).endswith(
+        "Nothing else that is known differs: what changed is the edit's doing."
+    )
+
+
+def test_weights_that_are_the_same_clear_the_edit() -> None:
+    found = [
+        run_differences.Fact("recipe", ("baseline", "identity")),
+        run_differences.Fact("weights digest", ("sha256:1", "sha256:1")),
+        run_differences.Fact("engine", ("hf", "hf")),
+    ]
+    said = "The weights are the same to the bit, so no difference is the edit's doing."
+    assert run_differences.same_sentence(found) == f"The same in both: engine hf. {said}"
+    more = [*found, run_differences.Fact("tasks", ("sums", "words"))]
+    assert run_differences.same_sentence(more).endswith(f"{said} Besides the edit these differ: tasks.")
 
 
 def facts(run_id: str, after: float, speed: float) -> RunFacts:
