@@ -139,8 +139,7 @@ class Expectation:
     """What is to do of one model. cells: all of the sweep's, of which some are done, some have failed (`retry` runs
     those) and the rest is `to_run`. What follows is of the cells to run alone. gpus: that one of them needs; 0 on the
     CPU. variants: the run folders that they leave. there: how many of these are there already, as far as receipts tell
-    (recipe, tasks, documents, settings), and are kept. hours: of all variants; by: what tells them; None where nothing
-    does.
+    (recipe, tasks, documents, settings), and are kept. hours: of the others; by: what tells them; None where nothing does.
     """
 
     model: str
@@ -178,7 +177,9 @@ def _expectation(
     variants = [variant for cell in left for variant in cell.leaves]
     fitting = [run for run, past in left_by if workload.is_of(past) and _fits(run, plan.sweep)]
     labels = {variant for run in fitting for variant in _as_variants(run)}
-    hours, by = hours_of(model, len(variants), workload, timed) if variants else (0.0, None)
+    there = [variant for variant in variants if not labels.isdisjoint({variant, variant._replace(recipe_id="")})]
+    to_make = set(variants).difference(there)
+    hours, by = hours_of(model, len(to_make), workload, timed) if variants else (0.0, None)
     return Expectation(
         model,
         cells=len(cells),
@@ -187,7 +188,7 @@ def _expectation(
         to_run=len(left),
         gpus=max((cell.gpus for cell in left), default=0) if workload.on_gpu else 0,
         variants=len(variants),
-        there=sum(not labels.isdisjoint({variant, variant._replace(recipe_id="")}) for variant in variants),
+        there=len(there),
         hours=hours,
         by=by,
     )
