@@ -72,7 +72,7 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> N
     ]
     assert real.summary(real.by_recipe(figures)) == (
         "- `t` (0.4 unedited): better and beating its control: `both` (0.5); better, as its control may be: `alike`"
-        " (0.5); 1 of 4 are worse."
+        " (0.5); better from some seeds only: `some` (0.5); 1 of 4 are worse."
     )
 
 
@@ -85,6 +85,17 @@ def test_the_short_table_stays_short(real: ModuleType) -> None:
     shown = real.in_short(real.by_recipe([_baseline(real), *helping, *small])).splitlines()[2:]
     assert len(shown) == real.GAINS + real.SMALLER and shown[0].startswith("| `gain11` |")
     assert all("worse" in line for line in shown[real.GAINS :]) and shown[-1].startswith("| `gain19-small` |")
+
+
+def test_the_short_table_says_what_each_seed_says(real: ModuleType) -> None:
+    first, second = _figures(real, "several", ("better", "better"), ("better", "better"))
+    second = real.replace(second, outcomes={"t": real.Outcome(0.6, 0.1, 0.3, "better", "better")})
+    alone = _figures(real, "alone", ("better", "better"))
+    shown = real.in_short(real.by_recipe([_baseline(real), first, second, *alone])).splitlines()[2:]
+    assert [line.rpartition(" | ")[2] for line in shown] == [
+        "+0.150 (+0.100 to +0.200) better |",
+        "+0.100 [+0.000, +0.200] better |",
+    ]
 
 
 def test_figures_of_another_machine_stay_beside_new_ones(real: ModuleType) -> None:

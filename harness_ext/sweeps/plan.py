@@ -139,7 +139,8 @@ class Expectation:
     """What is to do of one model. cells: all of the sweep's, of which some are done, some have failed (`retry` runs
     those) and the rest is `to_run`. What follows is of the cells to run alone. gpus: that one of them needs; 0 on the
     CPU. variants: the run folders that they leave. there: how many of these are there already, as far as receipts tell
-    (recipe, tasks, documents, settings), and are kept. hours: of the others; by: what tells them; None where nothing does.
+    (recipe, tasks, documents, settings), and are kept. hours: of the others; by: what tells them; None where nothing
+    does.
     """
 
     model: str

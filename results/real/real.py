@@ -314,12 +314,14 @@ def summary(rows: Sequence[Row]) -> str:
         beating = [row for row in helps if row.beats(task)]
         broken = [row for row in measured_here if row.says(task, *BROKEN)]
         others = [row for row in helps if row not in beating]
+        sometimes = [row for row in measured_here if row not in helps and "better" in row.words(task)]
         said = [
             f"better and beating its control: {_names(beating, task)}"
             if beating
             else "nothing is better than its control"
         ]
         said += [f"better, as its control may be: {_names(others, task)}"] if others else []
+        said += [f"better from some seeds only: {_names(sometimes, task)}"] if sometimes else []
         said += [f"{len(broken)} of {len(measured_here)} are worse"]
         lines.append(f"- `{task}` ({base.shown(task)} unedited): {'; '.join(said)}.")
     return "\n".join(lines)
@@ -354,8 +356,8 @@ def _counted(verdicts: Sequence[str]) -> str:
 
 
 def in_short(rows: Sequence[Row]) -> str:
-    """The table of the project's README, of the first seed, by the sum of the scores: the best of what is better than
-    unedited and than its control on some task, and of the other recipes that make the model a sixth smaller.
+    """The table of the project's README, by the sum of the scores: the best of what is better than unedited and than
+    its control on some task, from each of its seeds, and of the other recipes that make the model a sixth smaller.
     """
     base, *edited = rows
     names = list(base.own[0].outcomes)
@@ -377,15 +379,23 @@ def in_readme(text: str, figures: Sequence[Figure]) -> str:
 
 
 def _best_first(rows: Iterable[Row], tasks: Sequence[str]) -> list[Row]:
-    return sorted(rows, key=lambda row: -sum(row.own[0].outcomes[task].score for task in tasks))
+    return sorted(rows, key=lambda row: -sum(mean(one.score for one in row.of(task)) for task in tasks))
 
 
 def _difference(base: Row, row: Row, task: str) -> str:
-    """`+0.030 [+0.010, +0.050] better; control worse`."""
-    found, before = row.own[0].outcomes[task], base.own[0].outcomes[task]
-    limits = "" if found.low is None or found.high is None else f" [{found.low:+.3f}, {found.high:+.3f}]"
-    control = f"; control {row.controls[0].outcomes[task].verdict}" if row.controls else ""
-    return f"{found.score - before.score:+.3f}{limits} {found.verdict}{control}"
+    """`+0.030 [+0.010, +0.050] better; control worse`; of several seeds the mean, the lowest and the highest:
+    `+0.026 (+0.018 to +0.031) better 2, undecided 1; control worse`.
+    """
+    (before,), found = base.of(task), row.of(task)
+    by_seed = [one.score - before.score for one in found]
+    if len(found) > 1:
+        limits = f" ({min(by_seed):+.3f} to {max(by_seed):+.3f})"
+    else:
+        low, high = found[0].low, found[0].high
+        limits = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+    of_controls = Row(row.recipe, row.controls, []).words(task)
+    control = f"; control {_counted(of_controls)}" if of_controls else ""
+    return f"{mean(by_seed):+.3f}{limits} {_counted(row.words(task))}{control}"
 
 
 def render(figures: Sequence[Figure]) -> str:
