@@ -104,7 +104,6 @@ def test_every_module_is_in_a_layer(repository: Path, package: str) -> None:
     assert {name for name in names if not name.startswith("_")} - set(LAYERS[package]) - SHIMS - data == set()
 
 
-@pytest.mark.slow
 def test_the_leaderboard_needs_neither_torch_nor_lm_eval(repository: Path) -> None:
     heavy = {"torch", "transformers", "lm_eval", "harness_ext", "datasets"}
     assert [

@@ -46,7 +46,6 @@ def test_harnesses_and_services_are_named(lm_eval: Callable, tmp_path: Path) -> 
         assert first.startswith(counts) and lines == named
 
 
-@pytest.mark.slow
 def test_nothing_is_named_where_all_is_lm_evals_own(lm_eval: Callable, tmp_path: Path) -> None:
     write_service(tmp_path / "served")
     file = next((tmp_path / "served").iterdir())

@@ -118,7 +118,6 @@ def test_json_csv_and_markdown_hold_the_same_runs(made: Fabricator, lm_eval: Any
     assert Path(rows[1]["path"]).is_dir() and rows[1]["tasks"] == ["sums"]
 
 
-@pytest.mark.slow
 def test_deleting_takes_a_name_that_means_one_run_and_restoring_its_folder(
     made: Fabricator, lm_eval: Any, tmp_path: Path
 ) -> None:
@@ -161,7 +160,6 @@ def test_compare_takes_names_and_forms(made: Fabricator, lm_eval: Any) -> None:
     assert lm_eval("compare", *folders, "--json") == named
 
 
-@pytest.mark.slow
 def test_recipes_and_plans_come_in_forms(lm_eval: Any) -> None:
     rows = json.loads(lm_eval("recipes", "--json").out)
     assert {"laser", "svd"} <= {row["name"] for row in rows} and rows[0].keys() >= {"summary", "caveats", "needs"}

@@ -163,7 +163,6 @@ def test_tasks_of_one_folder_and_a_task_loaded_again_are_no_clash(tmp_path: Path
     assert scores(load(tmp_path, {**files, "a/helperx.py": "bonus = 2.0\n"}, "a", "c")) == {"a": 2.0, "c": 2.0}
 
 
-@pytest.mark.slow
 def test_a_task_that_gives_documents_only_is_looked_at_too(tmp_path: Path) -> None:
     files = CLASHES["a helper"]
     load(tmp_path, files, "a")

@@ -132,7 +132,6 @@ def assert_baseline_equals_plain(pretrained: str, plain_arguments: list[object],
     assert scores_and_samples(ours) == scores_and_samples(plain)
 
 
-@pytest.mark.slow
 def test_the_baseline_recipe_scores_as_plain_lm_eval(tmp_path: Path) -> None:
     assert_baseline_equals_plain("demo", ["--model_args", f"pretrained={demo_path()}"], tmp_path)
 

@@ -27,7 +27,6 @@ revisions of methods.
 """
 
 
-@pytest.mark.slow
 def test_spec_ids_of_the_embedded_models_runs(lm_eval, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness_ext.recipe.recipe import parse_recipe
     from harness_ext.runs.spec import RunSpec

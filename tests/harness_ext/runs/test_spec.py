@@ -202,7 +202,6 @@ def test_a_control_is_another_by_the_revision_of_the_recipe_whose_budget_it_has(
     assert len(ids) == 3 and asked.spec_id(control) in ids
 
 
-@pytest.mark.slow
 def test_ids_from_before_there_were_revisions(spec, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[dict] = []
     monkeypatch.setattr("harness_ext.runs.spec.digest", lambda value: hashed.append(value) or "0" * 64)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from leaderboard.board.newest import newest
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 
 
-@pytest.mark.slow
 def test_the_newest_come_first_with_what_they_are(made: Any, kit: Any) -> None:
     before, after = kit.pair(400, 200, gained=60)
     made.run("baseline", {"sums": before}, started="2026-01-01T00:00:00Z")

@@ -73,7 +73,6 @@ def test_a_score_is_given_its_baseline_once(filled: Path, monkeypatch: pytest.Mo
     assert sorted(asked) == sorted(cell.run_id for cell in cells if cell.metric)
 
 
-@pytest.mark.slow
 def test_models_are_judged_ahead_some_at_a_time(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[list[str]] = []
 

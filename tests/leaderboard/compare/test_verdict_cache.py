@@ -56,7 +56,6 @@ def judged_anew(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-@pytest.mark.slow
 def test_a_board_is_the_same_with_and_without(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stored(filled) == 5
     asked = judged_anew(monkeypatch)

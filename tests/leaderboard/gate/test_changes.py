@@ -86,7 +86,6 @@ class TestWhatChanged:
         findings = gated(report.candidate_path, report.baselines[1].path).baselines[0].findings
         assert any("the unedited model moved too, by -0.1250" in finding for finding in findings)
 
-    @pytest.mark.slow
     def test_everything_that_can_change_a_score_is_named(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(400, 300, lost=60)
         first = made.run("laser", {"sums": before})

@@ -38,7 +38,6 @@ def test_a_task_that_is_not_gated_tells_too(runs: tuple[Any, Any]) -> None:
     assert [found.name for found in report.rows] == ["bias"] and report.verdict == "FAIL"
 
 
-@pytest.mark.slow
 def test_a_mean_over_a_collapsed_task_fails(made: Any, kit: Any) -> None:
     pairs = {
         "open": kit.pair(100, 50, lost=50, output_type="generate_until"),

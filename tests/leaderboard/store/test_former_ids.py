@@ -149,7 +149,6 @@ def test_a_rebuild_keeps_what_was_decided(siblings: list[Path], database: Path, 
     assert {entry.run_id for entry in pins(database)} == {held(database)["pruned0"]}
 
 
-@pytest.mark.slow
 def test_samples_without_additions_keep_their_ids(
     made: Any, kit: Any, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

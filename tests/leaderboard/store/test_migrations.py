@@ -37,7 +37,6 @@ def test_a_store_of_an_earlier_version_opens(
         assert store.rows("SELECT max(number) AS number FROM schema_migrations") == [{"number": SHIPPED[-1].number}]
 
 
-@pytest.mark.slow
 def test_a_store_whose_first_writer_was_killed_is_not_there_yet(made: Any, kit: Any, tmp_path: Path) -> None:
     database = tmp_path / "begun.duckdb"
     duckdb.connect(str(database)).close()

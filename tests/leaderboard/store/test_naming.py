@@ -139,7 +139,6 @@ def test_at_most_ten_candidates_are_listed(made: Any, kit: Any) -> None:
     assert len(lines) == 13 and lines[-2] == "  and 3 more"
 
 
-@pytest.mark.slow
 def test_an_unknown_name_is_told_its_neighbours(database: Path) -> None:
     for name, near in (
         ("tiny/lasr:layers=3", "tiny/laser:layers=3"),

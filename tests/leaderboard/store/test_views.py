@@ -69,7 +69,6 @@ def test_documented_columns_and_examples(filled_with_control: Path, repository: 
         assert query(filled_with_control, example), view
 
 
-@pytest.mark.slow
 def test_verdicts_are_the_boards(filled: Path) -> None:
     names = ("run_id", "task", "verdict", "n", "baseline_score", "score", "delta", "low", "high", "improvement", "lost")
     stored = query(filled, f"SELECT {', '.join(names)}, p, q FROM v_verdicts")
@@ -80,7 +79,6 @@ def test_verdicts_are_the_boards(filled: Path) -> None:
     assert verdicts(filled) == {"baseline": "baseline", "svd": "better", "laser": "worse", "asvd": "failed"}
 
 
-@pytest.mark.slow
 def test_scores_and_matrices(filled: Path) -> None:
     assert query(filled, "SELECT recipe, score, status FROM v_scores ORDER BY ALL") == [
         ("baseline", 0.5, "complete"),
