@@ -74,6 +74,10 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> N
         "- `t` (0.4 unedited): better and beating its control: `both` (0.5); better, as its control may be: `alike`"
         " (0.5); better from some seeds only: `some` (0.5); 1 of 4 are worse."
     )
+    beating_in_vain = _figures(real, "less bad", ("undecided", "better"))
+    assert real.summary(real.by_recipe([_baseline(real), *beating_in_vain])) == (
+        "- `t` (0.4 unedited): nothing is better and beats its control; 0 of 1 are worse."
+    )
 
 
 def test_the_short_table_stays_short(real: ModuleType) -> None:

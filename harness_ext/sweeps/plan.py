@@ -178,9 +178,8 @@ def _expectation(
     variants = [variant for cell in left for variant in cell.leaves]
     fitting = [run for run, past in left_by if workload.is_of(past) and _fits(run, plan.sweep)]
     labels = {variant for run in fitting for variant in _as_variants(run)}
-    there = [variant for variant in variants if not labels.isdisjoint({variant, variant._replace(recipe_id="")})]
-    to_make = set(variants).difference(there)
-    hours, by = hours_of(model, len(to_make), workload, timed) if variants else (0.0, None)
+    there = sum(not labels.isdisjoint({variant, variant._replace(recipe_id="")}) for variant in variants)
+    hours, by = hours_of(model, len(variants) - there, workload, timed) if variants else (0.0, None)
     return Expectation(
         model,
         cells=len(cells),
@@ -189,7 +188,7 @@ def _expectation(
         to_run=len(left),
         gpus=max((cell.gpus for cell in left), default=0) if workload.on_gpu else 0,
         variants=len(variants),
-        there=len(there),
+        there=there,
         hours=hours,
         by=by,
     )

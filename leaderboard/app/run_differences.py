@@ -160,17 +160,18 @@ def same_sentence(found: Sequence[Fact]) -> str:
         if fact.differs and fact.name not in (*_EDIT, *_EVERY_TIME, *_COPIES) and not fact.name.startswith("recipe.")
     ]
     both = "all" if found and len(found[0].values) > 2 else "both"
-    start = f"The same in {both}: {', '.join(said)}. " if said else ""
     edited = any(fact.name == "recipe" and fact.differs for fact in found)
-    if edited and same.get("weights digest"):
-        start += "The weights are the same to the bit, so no difference is the edit's doing. "
+    cleared = edited and bool(same.get("weights digest"))
+    sentences = [f"The same in {both}: {', '.join(said)}."] if said else []
+    if cleared:
+        sentences.append("The weights are the same to the bit, so no difference is the edit's doing.")
     if others:
-        return f"{start}Besides the edit these differ: {plain(', '.join(map(short, others)))}."
-    if not edited:
-        return f"{start}No setting differs."
-    if same.get("weights digest"):
-        return start.rstrip()
-    return f"{start}Nothing else that is known differs: what changed is the edit's doing."
+        sentences.append(f"Besides the edit these differ: {plain(', '.join(map(short, others)))}.")
+    elif not edited:
+        sentences.append("No setting differs.")
+    elif not cleared:
+        sentences.append("Nothing else that is known differs: what changed is the edit's doing.")
+    return " ".join(sentences)
 
 
 def short(name: str) -> str:

@@ -318,7 +318,7 @@ def summary(rows: Sequence[Row]) -> str:
         said = [
             f"better and beating its control: {_names(beating, task)}"
             if beating
-            else "nothing is better than its control"
+            else "nothing is better and beats its control"
         ]
         said += [f"better, as its control may be: {_names(others, task)}"] if others else []
         said += [f"better from some seeds only: {_names(sometimes, task)}"] if sometimes else []

@@ -333,6 +333,12 @@ def made(tmp_path: Path) -> Fabricator:
     return Fabricator(tmp_path / "results")
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Fabricator:
+    """A fabricator for a folder that tests of a module take copies of."""
+    return Fabricator(tmp_path_factory.mktemp("made") / "results")
+
+
 @pytest.fixture
 def database(made: Any) -> Path:
     """Where the store will be."""

@@ -36,20 +36,18 @@ LEFT_LOG = (
 
 
 @pytest.fixture(scope="module")
-def filled_once(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def filled_once(made_once: Any, kit: Any) -> Path:
     """A folder with a database of a pinned run, an edited one and a deleted one."""
-    made = kit.Fabricator(tmp_path_factory.mktemp("filled") / "results")
-    database = made.root / "leaderboard.duckdb"
+    database = made_once.root / "leaderboard.duckdb"
     before, after = kit.pair(2000, 1000, lost=40)
-    made.run("baseline", {"sums": before}, folder="baseline")
-    made.run("laser", {"sums": after}, folder="laser")
-    made.run("svd", {"sums": kit.pair(2000, 1000, lost=4)[1]}, folder="svd", settings_id="x")
-    (made.root / "tiny" / "svd" / "receipt.json").unlink()
-    ingest([made.root], database)
-    pin(database, str(made.root / "tiny" / "baseline"), "x")
-    delete(database, str(next((made.root / "tiny" / "svd").glob("results_*"))), "z")
-    root: Path = made.root
-    return root
+    made_once.run("baseline", {"sums": before}, folder="baseline")
+    made_once.run("laser", {"sums": after}, folder="laser")
+    made_once.run("svd", {"sums": kit.pair(2000, 1000, lost=4)[1]}, folder="svd", settings_id="x")
+    (made_once.root / "tiny" / "svd" / "receipt.json").unlink()
+    ingest([made_once.root], database)
+    pin(database, str(made_once.root / "tiny" / "baseline"), "x")
+    delete(database, str(next((made_once.root / "tiny" / "svd").glob("results_*"))), "z")
+    return Path(made_once.root)
 
 
 @pytest.fixture

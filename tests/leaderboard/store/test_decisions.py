@@ -34,17 +34,16 @@ TABLES = ("baselines", "blessings", "gate_runs", "deletions")
 
 
 @pytest.fixture(scope="module")
-def decided_once(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decided_once(made_once: Any, kit: Any) -> Path:
     """A folder with a database of a pin, two blessings, a gate, a deletion that counts and one that was taken back."""
-    made = kit.Fabricator(tmp_path_factory.mktemp("decided") / "results")
-    database = made.root / "leaderboard.duckdb"
-    made.run("baseline", {"sums": kit.pair(30, 10)[0]}, folder="baseline")
+    database = made_once.root / "leaderboard.duckdb"
+    made_once.run("baseline", {"sums": kit.pair(30, 10)[0]}, folder="baseline")
     for k, name in enumerate(("laser", "svd", "asvd", "wanda")):
         values = kit.binary(30, 10, lost=k + 2)[1]
         task = kit.Task({"acc": values}, log_likelihoods=kit.likelihoods(30, k + 2))
-        made.run(name, {"sums": task}, folder=name)
-    ingest([made.root], database)
-    place = made.root / "tiny"
+        made_once.run(name, {"sums": task}, folder=name)
+    ingest([made_once.root], database)
+    place = made_once.root / "tiny"
     pin(database, str(place / "baseline"), "of the release")
     choose(database, str(place / "laser"), "first")
     choose(database, str(place / "svd"), "good")
@@ -52,9 +51,8 @@ def decided_once(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     delete(database, str(place / "asvd"), "wrong data")
     run_id = delete(database, str(place / "wanda"), "by mistake").run_id
     take_back(database, run_id)
-    ingest([made.root], database)
-    root: Path = made.root
-    return root
+    ingest([made_once.root], database)
+    return Path(made_once.root)
 
 
 @pytest.fixture

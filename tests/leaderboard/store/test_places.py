@@ -26,22 +26,20 @@ from tests.leaderboard.store.old_store import make_old
 
 
 @pytest.fixture(scope="module")
-def results_once(kit: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results_once(made_once: Any, kit: Any) -> Path:
     """A folder with a pinned baseline, a blessed recipe, a deleted one, plain results and a rejection."""
-    made = kit.Fabricator(tmp_path_factory.mktemp("made") / "results")
-    database = made.root / "leaderboard.duckdb"
+    database = made_once.root / "leaderboard.duckdb"
     before, after = kit.pair(30, 10, lost=1)
-    made.run("baseline", {"sums": before}, folder="baseline")
-    made.run("laser", {"sums": after}, folder="laser")
-    made.run("svd", {"sums": kit.pair(30, 10, lost=4)[1]}, folder="svd", request_cache=False)
-    made.plain({"sums": before}, model="other")
-    (made.root / "notes.json").write_text('{"hello": 1}', encoding="utf-8")
-    ingest([made.root], database)
-    pin(database, str(made.root / "tiny" / "baseline"), "x")
-    choose(database, str(made.root / "tiny" / "laser"), "y")
-    delete(database, str(made.root / "tiny" / "svd"), "z")
-    root: Path = made.root
-    return root
+    made_once.run("baseline", {"sums": before}, folder="baseline")
+    made_once.run("laser", {"sums": after}, folder="laser")
+    made_once.run("svd", {"sums": kit.pair(30, 10, lost=4)[1]}, folder="svd", request_cache=False)
+    made_once.plain({"sums": before}, model="other")
+    (made_once.root / "notes.json").write_text('{"hello": 1}', encoding="utf-8")
+    ingest([made_once.root], database)
+    pin(database, str(made_once.root / "tiny" / "baseline"), "x")
+    choose(database, str(made_once.root / "tiny" / "laser"), "y")
+    delete(database, str(made_once.root / "tiny" / "svd"), "z")
+    return Path(made_once.root)
 
 
 @pytest.fixture
