@@ -393,10 +393,21 @@ def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> li
     """All of pydantic's findings but those that follow from others: a list whose entries are wrong is not too short as
     well.
     """
-    found = error.errors()
+    found = _without_alternatives(error.errors())
     inside = {item["loc"][:length] for item in found for length in range(len(item["loc"]))}
     return [
         _sentence(item, where, model) for item in found if not (item["type"] == "too_short" and item["loc"] in inside)
+    ]
+
+
+def _without_alternatives(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Pydantic's findings, with one of a value that may also be a certain word: it has one for each of the two."""
+    of_words = [item for item in found if item["loc"] and str(item["loc"][-1]).startswith("literal[")]
+    words = {item["loc"][:-1]: item["ctx"]["expected"] for item in of_words}
+    return [
+        {**item, "loc": item["loc"][:-1], "word": words[item["loc"][:-1]]} if item["loc"][:-1] in words else item
+        for item in found
+        if item not in of_words
     ]
 
 
@@ -414,4 +425,6 @@ def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> st
             own = ", ".join(NESTED.get(location[-1], Heal).model_fields)
             return f"{shown(key)}: holds keys of its own, {own}: write {location[-1]}.KEY=VALUE, or a mapping in a file"
         case _:
-            return f"{shown(key)}: {trouble(item, _EXAMPLES)}"
+            told, found, value = trouble(item, _EXAMPLES).partition(" (found ")
+            word = f", or {item['word']}" if "word" in item else ""
+            return f"{shown(key)}: {told}{word}{found}{value}"

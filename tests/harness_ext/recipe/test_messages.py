@@ -178,3 +178,16 @@ def test_settings_of_a_search_that_contradict_each_other_are_refused_before_a_mo
 def test_settings_that_only_meet_are_taken() -> None:
     for specification in ("lems:least=0.5,most=0.5", "modegpt:unit_fraction=0.2,rule=uniform"):
         assert parse_recipe(specification).steps
+
+
+@pytest.mark.parametrize(
+    ("specification", "told"),
+    [
+        ("aa-svd:anchor=1.5", "steps.0.anchor: input should be less than or equal to 1, or 'aces' (found 1.5)"),
+        ("aa-svd:anchor=ace", "steps.0.anchor: should be a number, or 'aces' (found 'ace')"),
+        ("modegpt-mlp:refit=never", "steps.0.refit: should be true or false, or 'auto' (found 'never')"),
+        ("svd:factored=sometimes", "steps.0.factored: give true, false or always (found 'sometimes')"),
+    ],
+)
+def test_a_number_or_a_word_is_one_mistake(specification: str, told: str) -> None:
+    assert refused(specification).splitlines()[1:] == [f"  - {told}"]
