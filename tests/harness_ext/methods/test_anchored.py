@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness_ext.errors import RecipeError
-from harness_ext.methods.anchored import REFITTED, anchored
+from harness_ext.methods.anchored import REFITTED, anchored, least_lost_anchor
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import feature_space
 from harness_ext.recipe.recipe import parse_recipe
@@ -30,7 +30,7 @@ class Shifted:
         self.inputs = mixing @ self.original + 0.2 * generator.standard_normal((columns, tokens))
         self.rank = max(1, round(share * min(rows, columns)))
 
-    def edit(self, anchor: float, ridge: float = 0.01, *, rank: int | None = None, centred: bool = False):
+    def edit(self, anchor: float | str, ridge: float = 0.01, *, rank: int | None = None, centred: bool = False):
         tokens = self.inputs.shape[1]
         return anchored(
             torch.tensor(self.weight),
@@ -145,3 +145,52 @@ def test_centred_with_its_bias_it_is_nearest_of_all(case: tuple[int, int, int, f
 def test_settings_that_cannot_be_are_refused(wrong: str) -> None:
     with pytest.raises((RecipeError, ValidationError)):
         parse_recipe(wrong)
+
+
+@given(CASES)
+@settings(deadline=None, max_examples=60)
+def test_aces_loses_the_least_share_of_the_energy(case: tuple[int, int, int, float]) -> None:
+    """No anchor of a fine grid has a smaller share outside the leading subspaces of what no anchor leaves."""
+    shifted = Shifted(*case)
+    tokens = shifted.inputs.shape[1]
+    moment = shifted.inputs @ shifted.inputs.T / tokens
+    root = numpy.linalg.cholesky(moment + 0.01 * numpy.trace(moment) / len(moment) * numpy.eye(len(moment)))
+    outputs = shifted.weight @ root
+    change = shifted.weight @ (shifted.original - shifted.inputs) @ shifted.inputs.T / tokens @ numpy.linalg.inv(root).T
+    u, _, vh = numpy.linalg.svd(outputs)
+    off_left = numpy.eye(len(u)) - u[:, : shifted.rank] @ u[:, : shifted.rank].T
+    off_right = numpy.eye(len(vh)) - vh[: shifted.rank].T @ vh[: shifted.rank]
+
+    def share(anchor: float) -> float:
+        blend = outputs + anchor * change
+        return float(((off_left @ blend @ off_right) ** 2).sum() / (blend**2).sum())
+
+    chosen = least_lost_anchor(torch.tensor(outputs), torch.tensor(change), shifted.rank)
+    assert 0 <= chosen <= 1 and (shifted.rank < min(outputs.shape) or chosen == 1)
+    assert share(chosen) <= min(map(share, numpy.linspace(0, 1, 201))) + 1e-12
+    found, wanted = shifted.edit("aces"), shifted.edit(chosen)
+    assert found.decomposition == f"{REFITTED}, anchor {chosen:.3g}"
+    torch.testing.assert_close(found.weight(), wanted.weight(), rtol=1e-6, atol=1e-8)
+
+
+def test_aces_has_nothing_to_choose_without_a_shift() -> None:
+    outputs = torch.randn(4, 6, dtype=torch.float64)
+    assert least_lost_anchor(outputs, torch.zeros_like(outputs), 2) == 0
+    assert least_lost_anchor(torch.zeros_like(outputs), torch.zeros_like(outputs), 2) == 0
+
+
+@given(CASES)
+@settings(deadline=None, max_examples=40)
+def test_a_reconstruction_by_turns_comes_no_nearer(case: tuple[int, int, int, float]) -> None:
+    """The left factor, then the right one, by least squares on three parts of the shifted inputs' outputs and one of
+    the unedited ones' (arXiv:2501.19090's M): one turn of what an anchor of 0.25 is the optimum of.
+    """
+    shifted, anchor = Shifted(*case), 0.25
+    target = shifted.target(anchor)
+    _, s, vh = numpy.linalg.svd(shifted.weight @ shifted.inputs, full_matrices=False)
+    right = numpy.linalg.lstsq(shifted.inputs.T, (s[:, None] * vh)[: shifted.rank].T, rcond=None)[0].T
+    left = numpy.linalg.lstsq((right @ shifted.inputs).T, target.T, rcond=None)[0].T
+    right = numpy.linalg.lstsq(left, target, rcond=None)[0] @ numpy.linalg.pinv(shifted.inputs)
+    turned = ((target - left @ right @ shifted.inputs) ** 2).sum()
+    own = ((target - shifted.edit(anchor, 1e-12).weight().numpy() @ shifted.inputs) ** 2).sum()
+    assert own <= turned * (1 + 1e-6) + 1e-9 * (target**2).sum()
