@@ -167,9 +167,9 @@ class LayerWalk:
 
     def as_edited(self, matrices: Sequence[Matrix], stages: Stages) -> Iterator[Learned]:
         """The matrices stage by stage, with the statistics of the model as all edits so far have made it."""
-        by_layer = self._by_layer(matrices)
-        states = self._entering()
-        beside = UneditedStream(self, self._entering()) if needs_originals(self.names) else None
+        by_layer = self.by_layer(matrices)
+        states = self.entering()
+        beside = UneditedStream(self, self.entering()) if needs_originals(self.names) else None
         with self._counted(len(self.stack)) as counted:
             for layer in range(max(by_layer) + 1):
                 with self.stack.placed(layer, self.layers_on):
@@ -180,15 +180,15 @@ class LayerWalk:
                         for group in groups(stage, self.names):
                             found |= self._watched(layer, states, group, stop=True, beside=beside)[0]
                         yield stage, found
-                    self._run_on(layer, states)
+                    self.run_on(layer, states)
                     if beside is not None:
                         beside.go_on()
                 counted.advance()
             self._finish(max(by_layer) + 1, states, counted)
 
     def _forward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
-        by_layer = self._by_layer(matrices)
-        states, last = self._entering(), max(by_layer)
+        by_layer = self.by_layer(matrices)
+        states, last = self.entering(), max(by_layer)
         with self._counted(len(self.stack)) as counted:
             for layer in range(last + 1):
                 own = by_layer.get(layer, [])
@@ -210,7 +210,7 @@ class LayerWalk:
         """The loss of every document by task, of the model as it is."""
         self.losses.clear()
         with self.progress.stage("measuring the loss", len(self.stack), "layers") as counted:
-            self._finish(0, self._entering(), counted)
+            self._finish(0, self.entering(), counted)
         return self.losses
 
     def _finish(self, layer: int, states: States, counted: Stage) -> None:
@@ -232,7 +232,7 @@ class LayerWalk:
 
     def from_the_last(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         """As `as_it_is`, the last layer first, for statistics without gradients."""
-        by_layer = self._by_layer(matrices)
+        by_layer = self.by_layer(matrices)
         with self._counted(max(by_layer) + len(by_layer)) as counted:
             entering = self._before_each(max(by_layer) + 1, counted)
             for layer in sorted(by_layer, reverse=True):
@@ -245,7 +245,7 @@ class LayerWalk:
                     yield by_layer[layer], found
 
     def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
-        by_layer = self._by_layer(matrices)
+        by_layer = self.by_layer(matrices)
         # There and back.
         with self._counted(2 * len(self.stack) - min(by_layer)) as counted:
             entering = self._before_each(len(self.stack) + 1, counted)
@@ -277,19 +277,21 @@ class LayerWalk:
 
     def _before_each(self, layers: int, counted: Stage) -> list[States]:
         """The states before each of the first layers; the last may be those behind the last layer."""
-        entering = [self._entering()]
+        entering = [self.entering()]
         for layer in range(layers - 1):
             entering.append(entering[-1].copy())
             self._go_on(layer, entering[-1], counted)
         return entering
 
-    def _by_layer(self, matrices: Sequence[Matrix]) -> dict[int, list[Matrix]]:
+    def by_layer(self, matrices: Sequence[Matrix]) -> dict[int, list[Matrix]]:
+        """The matrices of each layer that has some."""
         by_layer: dict[int, list[Matrix]] = {}
         for matrix in matrices:
             by_layer.setdefault(self.depths[matrix.module], []).append(matrix)
         return by_layer
 
-    def _entering(self) -> States:
+    def entering(self) -> States:
+        """The states of every batch before the first layer."""
         import torch
 
         with torch.no_grad():
@@ -298,10 +300,11 @@ class LayerWalk:
     def _go_on(self, layer: int, states: States, counted: Stage) -> None:
         """Take the states through a layer that nobody watches."""
         with self.stack.placed(layer, self.layers_on):
-            self._run_on(layer, states)
+            self.run_on(layer, states)
         counted.advance()
 
-    def _run_on(self, layer: int, states: States) -> None:
+    def run_on(self, layer: int, states: States) -> None:
+        """Take the states through a layer."""
         import torch
 
         with torch.no_grad():

@@ -24,13 +24,14 @@ class UneditedStream:
     """
 
     def __init__(self, walk: LayerWalk, states: States) -> None:
-        self._walk, self._states = walk, states
+        self._walk, self.states = walk, states
         self._layer = 0
         self._untouched: nn.Module | None = None
 
-    def come_to(self, layer: int) -> None:
-        """Keep a layer as it is now, before it is edited."""
-        self._layer, self._untouched = layer, copy.deepcopy(self._walk.stack.layers[layer])
+    def come_to(self, layer: int, untouched: nn.Module | None = None) -> None:
+        """Keep a layer as it is now, before it is edited; or, where it was, a copy from before."""
+        self._layer = layer
+        self._untouched = copy.deepcopy(self._walk.stack.layers[layer]) if untouched is None else untouched
 
     def show(self, place: int, watch: ModuleWatch) -> None:
         """Show the modules under watch what they were handed of a batch in the unedited model."""
@@ -62,12 +63,12 @@ class UneditedStream:
 
         with self._in_place(), torch.no_grad():
             for place in range(len(self._walk.batches)):
-                self._states[place] = self._through(place)
+                self.states[place] = self._through(place)
         self._untouched = None
 
     def _through(self, place: int) -> Tensor:
         call = call_of(self._walk.lm, self._walk.batches[place])
-        return self._walk.stack.through(self._layer, self._states[place], call)
+        return self._walk.stack.through(self._layer, self.states[place], call)
 
     @contextmanager
     def _in_place(self) -> Iterator[None]:

@@ -35,6 +35,7 @@ from harness_ext.model.seeding import generator_for
 from harness_ext.recipe.schema import Healing, method_of
 from harness_ext.search.policy_masks import MaskSearch, units_among
 from harness_ext.training.bases import Bases, all_bases
+from harness_ext.training.block_healing import healed_by_blocks
 from harness_ext.training.healing import HealedMatrix, HealingPlan, from_dense, from_factors, heal_matrices, is_low_rank
 from harness_ext.training.trainer import Trained, TrainingPlan, train
 
@@ -109,6 +110,10 @@ def _learned(
     size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
     batches = DocumentBatches(labelled, size, progress=context.progress)
     method = method_of(step)
+    if step.healing is not None and step.healing.loss == "blocks":
+        _measure_before(context, labelled, record)
+        yield from _healed_by_blocks(context, step.healing, matrices, batches, record.log)
+        return
     if step.trains or step.search is not None or step.masks is not None:
         _measure_before(context, labelled, record)
         yield matrices, _found(context, matrices, batches, record.log)
@@ -289,6 +294,38 @@ def _found(
 
 def _healed(context: StepContext, settings: Healing, matrices: Sequence[Matrix], batches: DocumentBatches) -> Trained:
     """What training makes of matrices that earlier steps edited."""
+    plan = _healing_plan(context, settings)
+    count = settings.steps * min(batches.size, len(batches.documents))
+    with context.progress.stage("healing", count, "documents") as stage:
+        return heal_matrices(context.model.lm, matrices, replace(batches, advance=stage.advance), plan, context.resume)
+
+
+def _healed_by_blocks(
+    context: StepContext, settings: Healing, matrices: Sequence[Matrix], batches: DocumentBatches, log: Log
+) -> Iterator[Learned]:
+    model = context.model
+    walk = _walk(context, matrices, frozenset(), batches)
+    if walk is None:
+        raise UserError(
+            "heal.loss=blocks trains one layer after another, and the layers of this model hand each other more than"
+            " hidden states, or share weights, or hold not all that was edited: set heal.loss=text"
+        )
+    layers = walk.stack.layers
+    place = next(name for name, module in model.lm.model.named_modules() if module is layers)
+    healed = healed_by_blocks(
+        walk,
+        matrices,
+        batches,
+        _healing_plan(context, settings),
+        lambda layer: model.weights.unedited(f"{place}.{layer}"),
+        context.resume,
+    )
+    for learned, row in healed:
+        log.append({"step": context.number, **row})
+        yield learned
+
+
+def _healing_plan(context: StepContext, settings: Healing) -> HealingPlan:
     model, decomposed = context.model, _decomposing(context)
 
     def start(matrix: Matrix) -> HealedMatrix:
@@ -297,10 +334,7 @@ def _healed(context: StepContext, settings: Healing, matrices: Sequence[Matrix],
             return from_factors(decomposed(matrix), rank, settings, generator)
         return from_dense(model.weights.values(matrix), settings, generator)
 
-    plan = HealingPlan(settings, context.step.seed, start)
-    count = settings.steps * min(batches.size, len(batches.documents))
-    with context.progress.stage("healing", count, "documents") as stage:
-        return heal_matrices(model.lm, matrices, replace(batches, advance=stage.advance), plan, context.resume)
+    return HealingPlan(settings, context.step.seed, start)
 
 
 def _decomposing(context: StepContext) -> Callable[[Matrix], Svd]:

@@ -139,7 +139,10 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
     around = 2.0 if step.calibration is not None else 0.0
     if step.trains:
         # Through two factors of full rank each, with gradients of both.
-        return Passes(around + 2.0 * step.training_passes, 2.0 * step.training_passes)
+        trained = 2.0 * step.training_passes
+        # Block by block the unedited model goes beside, and each block once more when it is trained.
+        walked = trained + 2.0 if step.healing is not None and step.healing.loss == "blocks" else 0.0
+        return Passes(around + max(trained, walked), trained, layer_by_layer=walked)
     if step.masks is not None:
         return _passes_under_masks(step, around)
     if step.search is not None:

@@ -63,26 +63,42 @@ def anchored(
 
     dense, moment, cross = (value.double() for value in (weight, input_second_moment, input_cross_moment))
     mean, original = input_mean_with_sinks.double(), original_input_mean.double()
-    if centred:
-        moment, cross = moment - mean.outer(mean), cross - original.outer(mean)
-    shifted = cross - moment
-    pull = ridge * moment.diagonal().mean()
-    moment = moment + pull * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    root, origin = torch.linalg.cholesky(moment), REFITTED
+    origin = REFITTED
     if anchor == "aces":
-        outputs = dense @ root
-        rank = keep.rank_for((dense.shape[0], dense.shape[1]), torch.linalg.svdvals(outputs))
-        change = torch.linalg.solve_triangular(root, (dense @ shifted).T, upper=False).T
-        anchor = least_lost_anchor(outputs, change, rank)
+        second, crossed = (moment - mean.outer(mean), cross - original.outer(mean)) if centred else (moment, cross)
+        anchor = _of_the_matrix(dense, second, crossed, ridge, keep)
         origin = f"{REFITTED}, anchor {anchor:.3g}"
-    refitted = dense + anchor * torch.cholesky_solve((dense @ shifted).T, root).T
     target = anchor * original + (1 - anchor) * mean
+    blended = anchor * cross + (1 - anchor) * moment
+    if centred:
+        moment, blended = moment - mean.outer(mean), blended - target.outer(mean)
+    pull, moment = _with_ridge(moment, ridge)
+    refitted = torch.cholesky_solve((dense @ blended + pull * dense).T, torch.linalg.cholesky(moment)).T
     eigenvalues, eigenvectors = output_spectrum(refitted, moment)
     rank = keep.rank_for((dense.shape[0], dense.shape[1]), eigenvalues.sqrt())
     directions, fallback = leading_directions(refitted, eigenvalues, eigenvectors, rank)
     right = directions.T @ refitted
     shift = (dense @ target - directions @ (right @ mean)).to(weight) if bias else None
     return Edit(directions.to(weight), right.to(weight), shift, fallback, origin)
+
+
+def _with_ridge(moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """The ridge itself, and the moment `[n, n]` with it."""
+    import torch
+
+    pull = ridge * moment.diagonal().mean()
+    return pull, moment + pull * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+
+
+def _of_the_matrix(weight: Tensor, moment: Tensor, cross: Tensor, ridge: float, keep: Keep) -> float:
+    """`least_lost_anchor` at the rank that the budget leaves of W as it is."""
+    import torch
+
+    root = torch.linalg.cholesky(_with_ridge(moment, ridge)[1])
+    outputs = weight @ root
+    change = torch.linalg.solve_triangular(root, (weight @ (cross - moment)).T, upper=False).T
+    rank = keep.rank_for((weight.shape[0], weight.shape[1]), torch.linalg.svdvals(outputs))
+    return least_lost_anchor(outputs, change, rank)
 
 
 def least_lost_anchor(outputs: Tensor, change: Tensor, rank: int) -> float:

@@ -6,6 +6,7 @@ While a low-rank layer stands for it, the weight of a layer holds no memory; its
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -112,6 +113,14 @@ class ModuleReplacements:
                 weight.copy_(dense.T if low_rank.transposed else dense)
         layer.register_parameter("bias", low_rank.bias)
         self._place(name.rpartition(".")[0], layer)
+
+    def layer_of(self, name: str) -> nn.Module:
+        """A copy of the layer whose weight has that name, with memory for its values, and none in it yet."""
+        layer, shape, _ = self._replacements[name]
+        made = copy.deepcopy(layer)
+        weight = tensor_of(made, "weight")
+        weight.data = weight.data.new_empty(shape)
+        return made
 
     def _place(self, place: str, layer: nn.Module) -> None:
         parent, _, attribute = place.rpartition(".")

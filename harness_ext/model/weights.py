@@ -12,6 +12,7 @@ of it makes dense again what that part touches.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -145,6 +146,26 @@ class Weights:
             return self.values(matrix)
         (kept,) = load_file(self._originals[matrix.parameter].path).values()
         return values_of(kept, matrix).to(self._stored(matrix.parameter).device)
+
+    def unedited(self, place: str) -> nn.Module:
+        """A copy of the part of the model at that place, such as `model.layers.3`, as it was before all edits."""
+        from safetensors.torch import load_file
+
+        inside = f"{place}."
+        made = copy.deepcopy(self._model.get_submodule(place))
+        for name in (name for name in self._replacements if name.startswith(inside)):
+            owner, _, attribute = name.removeprefix(inside).rpartition(".")[0].rpartition(".")
+            setattr(made.get_submodule(owner), attribute, self._replacements.layer_of(name))
+        for name in self.added_biases:
+            for module in self._bias_owners[name]:
+                if module.startswith(inside):
+                    made.get_submodule(module.removeprefix(inside)).register_parameter("bias", None)
+        for name, original in self._originals.items():
+            if name.startswith(inside):
+                value = made.get_parameter(name.removeprefix(inside))
+                (kept,) = load_file(original.path).values()
+                value.data = kept.to(value.device)
+        return made
 
     def bias_of(self, matrix: Matrix) -> Tensor | None:
         """The bias of the matrix, `[out]` in fp32 (fp64); None where it has none."""

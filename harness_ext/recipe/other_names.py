@@ -6,13 +6,23 @@ from collections.abc import Mapping
 
 _LAST_BLOCKS = "d-rank:rule=uniform,factorisation=truncate_svd,last_blocks=8"
 """A second decomposition of what the first one left, in the same metric, is the first one with more ranks."""
+_SAES = "aa-svd:anchor=aces"
+_BLOCKS_TRAINED = "aa-svd:heal.loss=blocks"
+_RECONSTRUCTED = "aa-svd:anchor=0.25"
+"""The optimum of what M-reconstruction takes one turn towards, the left factor and then the right one."""
 OTHER_NAMES: Mapping[str, str] = {
+    "aasvdtuned": _BLOCKS_TRAINED,
+    "aces": _SAES,
     "eigenpruning": "eigenprune-released",
     "ercsvd": _LAST_BLOCKS,
     "gfwsvd": "fisher-svd:output=batches",
     "kfacsvd": "fisher-svd",
+    "mpifa": _RECONSTRUCTED,
+    "mreconstruct": _RECONSTRUCTED,
+    "mreconstruction": _RECONSTRUCTED,
     "pifa": "svd-llm:keep.format=pifa",
     "ressvd": _LAST_BLOCKS,
+    "saessvd": _SAES,
     "structuralpruning": "policy-prune",
     "subspacenodepruning": "snp",
     "svdllmv1": "svd-llm",

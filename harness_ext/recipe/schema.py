@@ -133,7 +133,8 @@ class Healing(BaseModel):
 
     rank: of what is added to a dense matrix, and, with `factors: lora`, to each factor of a matrix of low rank.
     factors: whether such factors are trained as a whole. order: both at once, or the left ones for half of the steps
-    and then the right ones. loss: as in `Training`.
+    and then the right ones. loss: as in `Training`; or `blocks`, one decoder layer after another, for so many steps
+    each: how far its outputs are from those of the unedited model's layer.
     """
 
     model_config = STRICT
@@ -144,7 +145,7 @@ class Healing(BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     factors: Literal["whole", "lora"] = "whole"
     order: Literal["together", "left-then-right"] = "together"
-    loss: Literal["text", "answer"] = "text"
+    loss: Literal["text", "answer", "blocks"] = "text"
 
 
 class Heal(Healing):

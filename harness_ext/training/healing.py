@@ -8,7 +8,8 @@ zeros that an edit made in it do not stay. `left-then-right` trains the left fac
 right ones, as SVD-LLM does (arXiv:2403.07378); an addition to a dense matrix is trained in both halves.
 
 The loss, its dtype and the order of the documents are those of `harness_ext.training.trainer`; so is the way that an
-interrupted training goes on to the very same factors.
+interrupted training goes on to the very same factors. Training block by block is in
+`harness_ext.training.block_healing`.
 """
 
 from __future__ import annotations
@@ -123,6 +124,42 @@ class HealingPlan(NamedTuple):
     start: Callable[[Matrix], HealedMatrix]
 
 
+def factors_by_steps(settings: Healing) -> list[tuple[tuple[str, ...], range]]:
+    """Which factors are trained in which steps."""
+    steps, half = settings.steps, (settings.steps + 1) // 2
+    if settings.order == "together":
+        return [(_BOTH, range(steps))]
+    return [(names, own) for names, own in (((LEFT,), range(half)), ((RIGHT,), range(half, steps))) if own]
+
+
+def optimizer_over(values: Sequence[Tensor], settings: Healing) -> AdamW:
+    """The optimiser of these tensors, which from now on learn."""
+    from torch.optim import AdamW
+
+    learning = [value.requires_grad_(True) for value in values]
+    return AdamW(learning, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def require_finite_factors(parts: Mapping[str, HealedMatrix], settings: Healing, steps: int) -> None:
+    """Raise VariantFailed naming the first matrix whose factors are not all finite after so many steps."""
+    import torch
+
+    for key, part in parts.items():
+        values = part.learned().values()
+        if not all(bool(torch.isfinite(value).all()) for value in values):
+            raise diverged(settings, steps, key)
+
+
+def diverged(settings: Healing, steps: int, key: str | None = None) -> VariantFailed:
+    """What is raised where the loss of a step, or what it left of a matrix, is not finite."""
+    return VariantFailed(
+        "non_finite_loss",
+        f"the loss of healing is not finite in step {steps} of {settings.steps}: lower its learning_rate (now"
+        f" {settings.learning_rate:g})",
+        key,
+    )
+
+
 def heal_matrices(
     lm: HFLM,
     matrices: Sequence[Matrix],
@@ -162,6 +199,7 @@ class _HealingRun:
         self._lm, self._plan, self._documents, self._work = lm, plan, documents, resume
         self._parts = {matrix.key: plan.start(matrix) for matrix in matrices}
         self._losses: list[float] = []
+        self._stages = factors_by_steps(plan.settings)
         self._kept_at, self._keeping = time.monotonic(), 0.0
         self._kept = resume.tensors(_CHECKPOINT) if resume else None
         if self._kept is not None:
@@ -180,7 +218,7 @@ class _HealingRun:
         batches = list(self._batches())
         self._documents.advance(sum(map(len, batches[: len(self._losses)])))
         with torch.enable_grad():
-            for stage, steps in self._stages():
+            for stage, steps in self._stages:
                 if steps.stop <= len(self._losses):
                     continue
                 optimizer = self._optimizer(stage)
@@ -192,20 +230,8 @@ class _HealingRun:
 
     def result(self) -> Trained:
         """The factors and the log."""
-        import torch
-
-        found = {key: part.learned() for key, part in self._parts.items()}
-        for key, values in found.items():
-            if not all(bool(torch.isfinite(value).all()) for value in values.values()):
-                raise self._diverged(key)
-        return Trained(found, list(self._log()))
-
-    def _stages(self) -> list[tuple[tuple[str, ...], range]]:
-        """Which factors are trained in which steps."""
-        steps, half = self._plan.settings.steps, (self._plan.settings.steps + 1) // 2
-        if self._plan.settings.order == "together":
-            return [(_BOTH, range(steps))]
-        return [(names, own) for names, own in (((LEFT,), range(half)), ((RIGHT,), range(half, steps))) if own]
+        require_finite_factors(self._parts, self._plan.settings, len(self._losses) + 1)
+        return Trained({key: part.learned() for key, part in self._parts.items()}, list(self._log()))
 
     def _tensors(self, factors: Sequence[str] = _BOTH) -> Iterator[tuple[str, Tensor]]:
         for key, part in self._parts.items():
@@ -214,17 +240,10 @@ class _HealingRun:
 
     def _optimizer(self, factors: Sequence[str]) -> AdamW:
         """AdamW over what is trained in these steps, with the memory that was kept of it."""
-        from torch.optim import AdamW
-
         for _, value in self._tensors():
             value.requires_grad_(False)
-        own = dict(self._tensors(factors))
-        settings, kept = self._plan.settings, self._kept or {}
-        optimizer = AdamW(
-            [value.requires_grad_(True) for value in own.values()],
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-        )
+        own, kept = dict(self._tensors(factors)), self._kept or {}
+        optimizer = optimizer_over(list(own.values()), self._plan.settings)
         for name, value in own.items():
             prefix = f"{name}:"
             # The count of steps stays on the CPU, where AdamW wants it.
@@ -259,20 +278,11 @@ class _HealingRun:
             batch = replace(batch, labels=all_labels(batch.tokens, batch.mask, batch.labels))
         loss = summed_loss(self._lm, batch) / len(documents)
         if not bool(torch.isfinite(loss)):
-            raise self._diverged()
+            raise diverged(self._plan.settings, len(self._losses) + 1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
-
-    def _diverged(self, key: str | None = None) -> VariantFailed:
-        settings = self._plan.settings
-        return VariantFailed(
-            "non_finite_loss",
-            f"the loss of healing is not finite in step {len(self._losses) + 1} of {settings.steps}: lower its"
-            f" learning_rate (now {settings.learning_rate:g})",
-            key,
-        )
 
     def _keep_if_due(self, optimizer: AdamW, last: bool) -> None:
         waited = time.monotonic() - self._kept_at
@@ -291,7 +301,7 @@ class _HealingRun:
 
     def _log(self) -> Iterator[dict[str, Any]]:
         documents = self._documents.documents
-        for number, (factors, steps) in enumerate(self._stages(), start=1):
+        for number, (factors, steps) in enumerate(self._stages, start=1):
             own = self._losses[steps.start : steps.stop]
             yield {
                 "number": number,
