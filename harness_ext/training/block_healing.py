@@ -18,6 +18,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.batches import TOKENS_WITH_GRADIENTS, PaddedBatch, call_of, pad
@@ -81,19 +82,11 @@ def healed_by_blocks(
                 beside.come_to(layer, unedited(layer))
                 beside.go_on()
                 if own := by_layer.get(layer, []):
-                    kept = resume.tensors(_name(layer)) if resume is not None else None
-                    if kept is None:
-                        kept = _Block(walk, layer, own, plan).trained(entering, beside.states)
-                        if resume is not None:
-                            resume.keep(_name(layer), kept)
-                    losses = kept[_LOSSES].tolist()
-                    walk.progress.found(
-                        f"mean squared error {losses[0]:.4g}, at last {losses[-1]:.4g} in layer {layer}"
-                    )
-                    yield (
-                        (own, _by_matrix(own, kept, device_of(walk.stack.layers[layer]))),
-                        {**_row(layer, losses), **about},
-                    )
+                    block = _Block(walk, layer, own, plan)
+                    kept = _kept(resume, f"healing-{layer}", lambda: block.trained(entering, beside.states))  # noqa: B023 - at once
+                    row = {**_row(layer, kept[_LOSSES].tolist(), len(batches)), **about}
+                    walk.progress.found("mean squared error {first_loss:.4g}, then {last_loss:.4g}".format_map(row))
+                    yield (own, _by_matrix(own, kept, device_of(walk.stack.layers[layer]))), row
                 walk.run_on(layer, entering)
             counted.advance()
 
@@ -111,7 +104,7 @@ class _Block:
 
     def __init__(self, walk: LayerWalk, layer: int, matrices: Sequence[Matrix], plan: HealingPlan) -> None:
         self._walk, self._layer, self._matrices, self._plan = walk, layer, matrices, plan
-        self._parts: dict[str, HealedMatrix] = {matrix.key: plan.start(matrix) for matrix in matrices}
+        self._parts: dict[str, HealedMatrix] = {}
         self._losses: list[float] = []
 
     def trained(self, entering: States, wanted: States) -> dict[str, Tensor]:
@@ -119,6 +112,7 @@ class _Block:
         import torch
 
         lm, settings = self._walk.lm, self._plan.settings
+        self._parts = {matrix.key: self._plan.start(matrix) for matrix in self._matrices}
         places = _order(len(self._walk.batches), settings.steps, f"{self._plan.seed}:{self._layer}")
         with frozen(lm.model), swapped(lm.model, self._matrices, self._parts.__getitem__), torch.enable_grad():
             for factors, steps in factors_by_steps(settings):
@@ -183,8 +177,14 @@ def _order(batches: int, steps: int, seed: str) -> list[int]:
     return found[:steps]
 
 
-def _name(layer: int) -> str:
-    return f"healing-{layer}"
+def _kept(resume: ResumeState | None, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What was made before an interruption, or is made now, and kept."""
+    if resume is None:
+        return make()
+    if (found := resume.tensors(name)) is None:
+        found = make()
+        resume.keep(name, found)
+    return found
 
 
 def _by_matrix(
@@ -201,12 +201,13 @@ def _by_matrix(
     }
 
 
-def _row(layer: int, losses: Sequence[float]) -> dict[str, Any]:
+def _row(layer: int, losses: Sequence[float], batches: int) -> dict[str, Any]:
+    """What the log tells of a layer. first_loss, last_loss: the means over as many steps as there are batches."""
     return {
         "number": layer + 1,
         "stage": f"healing layer {layer}",
         "steps": len(losses),
-        "mean_squared_error": sum(losses) / len(losses),
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
+        "mean_squared_error": mean(losses),
+        "first_loss": mean(losses[:batches]),
+        "last_loss": mean(losses[-batches:]),
     }
