@@ -110,7 +110,7 @@ def _learned(
     size = step.calibration.batch_size if step.calibration is not None else _CONTRAST_BATCH
     batches = DocumentBatches(labelled, size, progress=context.progress)
     method = method_of(step)
-    if step.healing is not None and step.healing.loss == "blocks":
+    if step.healing is not None and step.trains_blocks:
         _measure_before(context, labelled, record)
         yield from _healed_by_blocks(context, step.healing, matrices, batches, record.log)
         return

@@ -141,7 +141,7 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
         # Through two factors of full rank each, with gradients of both.
         trained = 2.0 * step.training_passes
         # Block by block the unedited model goes beside, and each block once more when it is trained.
-        walked = trained + 2.0 if step.healing is not None and step.healing.loss == "blocks" else 0.0
+        walked = trained + 2.0 if step.trains_blocks else 0.0
         return Passes(around + max(trained, walked), trained, layer_by_layer=walked)
     if step.masks is not None:
         return _passes_under_masks(step, around)
@@ -218,21 +218,27 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
     if not _documents(step) or not own:
         return Held(0, 0)
     widest = max(sum(item.matrix.shape) for item in own)
-    kept = held_by_training(step, own) + held_by_search(step, own) + held_by_refit(step, [item.matrix for item in own])
+    at_once = _of_fullest_layer(own) if step.trains_blocks else own
+    kept = (
+        held_by_training(step, at_once) + held_by_search(step, own) + held_by_refit(step, [item.matrix for item in own])
+    )
     learning = 0
     if not step.is_search or _names(step):
         passes, batch = passes_of(plan, number, step), _batch(plan, step)
-        of_logits = batch.of_all if passes.backward else _ANSWER * batch.documents
+        of_logits = batch.of_all if passes.backward and not step.trains_blocks else _ANSWER * batch.documents
         learning = 2 * _FP32 * of_logits * plan.vocabulary + 3 * _FP32 * batch.of_all * widest
         # A backward pass needs what each layer that it goes through made.
         made = _FP32 * batch.of_all * sum(count * sum(shape) for shape, count in plan.products)
         if passes.backward:
-            learning += made if step.trains else made // max(1, plan.layers)
+            learning += made if step.trains and not step.trains_blocks else made // max(1, plan.layers)
         if not step.trains and _is_walked([item.matrix for item in own]):
             states = _documents(step) * plan.tokens * _width(plan) * _FP32
             beside = 2 * (not step.is_search and registered_methods()[step.method].compares_with_unedited)
             kept += states * (plan.layers + 1 if passes.backward or step.is_search else 2 + beside)
             own = own if step.is_search else _of_fullest_layer(own)
+        if step.trains_blocks:
+            # Those of the edited model and of the unedited one, and each once more as it enters.
+            kept += 4 * _documents(step) * plan.tokens * _width(plan) * _FP32
         kept += held_factors(own, statistics_of(step))
     if step.is_search:
         # Statistics are let go before the trials, but by a search that goes from the last layer to the first.

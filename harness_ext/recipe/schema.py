@@ -262,6 +262,11 @@ class Step(BaseModel):
         return self.training is not None or self.healing is not None
 
     @property
+    def trains_blocks(self) -> bool:
+        """Whether the step trains one decoder layer after another."""
+        return self.healing is not None and self.healing.loss == "blocks"
+
+    @property
     def training_passes(self) -> float:
         """How often a training sees every document; 0 where the step trains nothing."""
         if self.training is not None:

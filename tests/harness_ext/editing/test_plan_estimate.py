@@ -70,6 +70,17 @@ def test_every_shipped_recipe_can_be_estimated(make_model, name: str) -> None:
         assert learns == (step.passes.forward > 0) == (step.calibrating_seconds > 0)
 
 
+def test_blocks_in_training_hold_one_layer_at_a_time(make_model) -> None:
+    found = {}
+    for loss in ("text", "blocks"):
+        recipe = parse_recipe(f"svd:heal.loss={loss},heal.steps=32,heal.documents=64")
+        found[loss] = plan(recipe, read_checkpoint(str(make_model("llama")))).estimate.steps[1]
+    assert found["blocks"].peak_bytes < found["text"].peak_bytes
+    # 32 batches of 16 documents are 8 times the 64, through two factors of full rank; and once more of each model
+    assert found["text"].passes[:2] == (2 + 16, 16) and found["blocks"].passes[:2] == (2 + 16 + 2, 16)
+    assert found["blocks"].passes.layer_by_layer == 18
+
+
 def test_an_edit_of_a_step_is_measured_on_its_own_shape() -> None:
     step = parse_recipe("svd:keep.rank=40").steps[0]
     small = measured_edit(step, "x.weight", (48, 80), "float32", "cpu")
