@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -401,14 +401,31 @@ def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> li
 
 
 def _without_alternatives(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Pydantic's findings, with one of a value that may also be a certain word: it has one for each of the two."""
-    of_words = [item for item in found if item["loc"] and str(item["loc"][-1]).startswith("literal[")]
-    words = {item["loc"][:-1]: item["ctx"]["expected"] for item in of_words}
-    return [
-        {**item, "loc": item["loc"][:-1], "word": words[item["loc"][:-1]]} if item["loc"][:-1] in words else item
-        for item in found
-        if item not in of_words
-    ]
+    """Pydantic's findings, with one of a value that may be of several kinds: it has one for each, with the kind's name
+    in its place. What is wrong inside such a value goes before its being of another kind, and a word that it might be
+    goes along.
+    """
+    grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for item in found:
+        place = next((place for place, part in enumerate(item["loc"]) if _is_kind(part)), None)
+        grouped.setdefault(item["loc"][:place], []).append(item)
+    return [one for place, items in grouped.items() for one in _the_likeliest(place, items)]
+
+
+def _is_kind(part: int | str) -> bool:
+    return part in ("str", "bool") or str(part).startswith(("constrained-", "literal[", "tuple[", "function-"))
+
+
+def _the_likeliest(place: tuple[Any, ...], items: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The findings at one place; where they are of several kinds, those inside the value, else one for all."""
+    if len(items[0]["loc"]) == len(place):
+        yield from items
+        return
+    inside = [item for item in items if len(item["loc"]) > len(place) + 1]
+    ours = [item for item in items if item["type"] == "value_error"]
+    words = [item["ctx"]["expected"] for item in items if str(item["loc"][len(place)]).startswith("literal[")]
+    for item in inside or ours or items[:1]:
+        yield {**item, "loc": (*place, *item["loc"][len(place) + 1 :]), **({"word": words[0]} if words else {})}
 
 
 def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> str:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -25,6 +26,7 @@ from harness_ext.methods.budget import Keep, pays
 from harness_ext.methods.search_registry import Search, registered_searches
 from harness_ext.model.layout import Matrix, layer_numbers
 from harness_ext.model.size import FACTORS, PIFA, stored_parameters
+from leaderboard.readers.plain_yaml import shown
 
 EVALUATED = "evaluated"
 """Stands, as a calibration task, for every evaluated task that has labelled training documents."""
@@ -34,6 +36,17 @@ MOST_ENTRIES = 100_000
 
 # A receipt is JSON, which has no infinities.
 STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _each_once(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({task for task in tasks if tasks.count(task) > 1})
+    if not tasks or twice:
+        raise ValueError(f"names {shown(repr(twice[0]))} twice: name each once" if twice else "names no task")
+    return tasks
+
+
+Tasks = str | Annotated[tuple[str, ...], AfterValidator(_each_once)]
+"""One task or several, each of which gives its share of the documents."""
 
 
 class Calibration(BaseModel):
@@ -48,7 +61,7 @@ class Calibration(BaseModel):
 
     model_config = STRICT
 
-    task: str | tuple[str, ...] = EVALUATED
+    task: Tasks = EVALUATED
     split: Literal["train", "validation", "test"] = "train"
     samples: Annotated[int, Field(ge=1)] = 160
     seed: int = 0
@@ -154,7 +167,7 @@ class Heal(Healing):
     """
 
     documents: Annotated[int, Field(ge=1)] = 256
-    task: str | tuple[str, ...] = EVALUATED
+    task: Tasks = EVALUATED
     split: Literal["train", "validation", "test"] = "train"
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 16

@@ -186,8 +186,12 @@ def test_settings_that_only_meet_are_taken() -> None:
         ("aa-svd:anchor=1.5", "steps.0.anchor: input should be less than or equal to 1, or 'aces' (found 1.5)"),
         ("aa-svd:anchor=ace", "steps.0.anchor: should be a number, or 'aces' (found 'ace')"),
         ("modegpt-mlp:refit=never", "steps.0.refit: should be true or false, or 'auto' (found 'never')"),
+        ("svd-llm:calibration.task=5", 'steps.0.calibration.task: should be a text: write "5"'),
+        ("svd-llm:calibration.task=[a, 1]", 'steps.0.calibration.task.1: should be a text: write "1"'),
+        ("svd-llm:calibration.task=[]", "steps.0.calibration.task: names no task"),
+        ("svd:heal.task=[a, b, a]", "heal.task: names 'a' twice: name each once"),
         ("svd:factored=sometimes", "steps.0.factored: give true, false or always (found 'sometimes')"),
     ],
 )
-def test_a_number_or_a_word_is_one_mistake(specification: str, told: str) -> None:
+def test_a_value_that_may_be_of_several_kinds_is_one_mistake(specification: str, told: str) -> None:
     assert refused(specification).splitlines()[1:] == [f"  - {told}"]
