@@ -68,24 +68,37 @@ def uniform(spectra: Mapping[str, Spectrum]) -> dict[str, float]:
     return {key: spectrum.break_even for key, spectrum in spectra.items()}
 
 
-def d_rank(spectra: Mapping[str, Spectrum], value_shift: float = 0.0) -> dict[str, float]:
-    """D-Rank (arXiv:2509.25622), each matrix by itself: `k = c sqrt(R / w)`, R the effective rank, w the cost of a
-    component; it minimises `sum R / k` under a budget `sum w k`.
+def d_rank(
+    spectra: Mapping[str, Spectrum], param_fraction: float, value_shift: float = 0.0, pooled: bool = False
+) -> dict[str, float]:
+    """D-Rank (arXiv:2509.25622), each matrix by itself: `k = sqrt(R / w) P / sum sqrt(R w)`, R the effective rank, w
+    the cost of a component, P the share that is kept of all numbers of the matrix's kind; it minimises `sum R / k`
+    under a budget `sum w k = P`.
 
-    value_shift: the share of every query's and key's numbers that is handed to the values of attention, equally.
+    value_shift: the share of every query's and key's numbers that is handed to the values of attention, equally; what a
+    value has no room for, since it is dense then, stays where it was. pooled: one P for all kinds together (ours).
     """
-    wanted = {key: math.sqrt(one.effective_rank / one.cost) for key, one in spectra.items()}
+    wanted: dict[str, float] = {}
+    for kind in dict.fromkeys("" if pooled else one.kind for one in spectra.values()):
+        group = {key: one for key, one in spectra.items() if pooled or one.kind == kind}
+        budget = param_fraction * sum(one.size for one in group.values())
+        scale = budget / sum(math.sqrt(one.effective_rank * one.cost) for one in group.values())
+        wanted |= {key: scale * math.sqrt(one.effective_rank / one.cost) for key, one in group.items()}
+    return _with_shift(spectra, wanted, value_shift)
+
+
+def _with_shift(spectra: Mapping[str, Spectrum], wanted: dict[str, float], value_shift: float) -> dict[str, float]:
+    """What is wanted, with a share of the numbers of queries and keys handed to values."""
     values = [key for key, one in spectra.items() if one.kind == "v_proj"]
-    if not value_shift or not values:
+    givers = [key for key, one in spectra.items() if one.kind in ("q_proj", "k_proj")]
+    freed = value_shift * sum(wanted[key] * spectra[key].cost for key in givers)
+    if not values or not freed:
         return wanted
-    freed = 0.0
-    for key, one in spectra.items():
-        if one.kind in ("q_proj", "k_proj"):
-            freed += value_shift * wanted[key] * one.cost
-            wanted[key] *= 1 - value_shift
-    for key in values:
-        wanted[key] += freed / len(values) / spectra[key].cost
-    return wanted
+    room = {key: max(0.0, spectra[key].size - wanted[key] * spectra[key].cost) for key in values}
+    taken = {key: min(freed / len(values), own) for key, own in room.items()}
+    gains = {key: math.inf if taken[key] == room[key] else taken[key] / spectra[key].cost for key in values}
+    kept = 1 - value_shift * sum(taken.values()) / freed
+    return wanted | {key: wanted[key] + gains[key] for key in values} | {key: kept * wanted[key] for key in givers}
 
 
 def svd_llm_v2(spectra: Mapping[str, Spectrum], param_fraction: float) -> dict[str, float]:
@@ -184,11 +197,13 @@ def _stored(spectra: Mapping[str, Spectrum], ranks: Mapping[str, int]) -> int:
 def _fill(
     spectra: Mapping[str, Spectrum], ranks: dict[str, int], wanted: Mapping[str, float], budget: float, align: int
 ) -> None:
-    """Hand out what rounding has left, a multiple at a time, to whoever was cut shortest of what it wanted."""
+    """Hand out what rounding has left in rounds, each matrix a multiple at most in each, first to whoever is cut
+    shortest of what it wanted.
+    """
     left = budget - _stored(spectra, ranks)
-    order = sorted(spectra, key=lambda key: ranks[key] - wanted[key])
     while True:
-        for key in order:
+        before = left
+        for key in sorted(spectra, key=lambda key: ranks[key] - wanted[key]):
             one, rank = spectra[key], ranks[key]
             if stored_parameters(one.shape, rank) >= one.size:
                 continue
@@ -196,8 +211,7 @@ def _fill(
             more = stored_parameters(one.shape, grown) - stored_parameters(one.shape, rank)
             if 0 < more <= left:
                 ranks[key], left = grown, left - more
-                break
-        else:
+        if left == before:
             return
 
 

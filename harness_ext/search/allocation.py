@@ -24,9 +24,14 @@ if TYPE_CHECKING:
 
 def _contradiction(settings: Mapping[str, Any]) -> str:
     rule = settings["rule"]
-    if settings["threshold"] is None or rule == "marchenko-pastur":
-        return ""
-    return f"threshold: it belongs to the rule marchenko-pastur, and {rule} has none; leave it out"
+    given = {
+        "threshold": ("marchenko-pastur", settings["threshold"] is not None),
+        "pooled": ("d-rank", settings["pooled"]),
+    }
+    for name, (owner, asked) in given.items():
+        if asked and rule != owner:
+            return f"{name}: it belongs to the rule {owner}, and {rule} has none; leave it out"
+    return ""
 
 
 @refusing(_contradiction)
@@ -34,6 +39,7 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
     summary="A rank for every matrix under one budget, by a rule on the spectra of what is truncated.",
     trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
     statistics=("input_second_moment",),
+    revision=2,
 )
 def allocate_ranks(
     evaluator: CandidateEvaluator,
@@ -44,15 +50,16 @@ def allocate_ranks(
     param_fraction: Fraction = 0.8,
     align: Annotated[int, Field(ge=1)] = 1,
     value_shift: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    pooled: bool = False,
     last_blocks: Annotated[int, Field(ge=1)] | None = None,
     threshold: Annotated[float, Field(gt=0)] | None = None,
 ) -> SearchResult:
     """The rules are those of `harness_ext.methods.allocation`. param_fraction: of the numbers in all matrices together,
     stored as factors where that is smaller. align: ranks are multiples of it. value_shift: of `d-rank`, the share of
-    queries and keys that is handed to values. last_blocks: only so many layers, the last ones, are cut, and pay for
-    all. threshold: of `marchenko-pastur`, the edge in units of that of the noise, 1 unless given; by that rule a
-    param_fraction of 1 leaves ranks as they are, which is without a budget. Raises BudgetTooSmall for a budget that
-    cannot be met so.
+    queries and keys that is handed to values; pooled: one budget for all kinds of matrices rather than one for each.
+    last_blocks: only so many layers, the last ones, are cut, and pay for all. threshold: of `marchenko-pastur`, the
+    edge in units of that of the noise, 1 unless given; by that rule a param_fraction of 1 leaves ranks as they are,
+    which is without a budget. Raises BudgetTooSmall for a budget that cannot be met so.
     """
     spectra = {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, factorisation)}
     dense = _before_the_last(evaluator, last_blocks)
@@ -64,7 +71,7 @@ def allocate_ranks(
     else:
         wanted = {
             "uniform": lambda: allocation.uniform(spectra),
-            "d-rank": lambda: allocation.d_rank(spectra, value_shift),
+            "d-rank": lambda: allocation.d_rank(spectra, param_fraction, value_shift, pooled),
             "svd-llm-v2": lambda: allocation.svd_llm_v2(spectra, param_fraction),
         }[rule]()
         ranks = allocation.scaled(spectra, wanted | dict.fromkeys(dense, math.inf), param_fraction, align)

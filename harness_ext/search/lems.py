@@ -66,6 +66,7 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
 @search(
     summary="Measure each matrix by itself at a low rank; make the plan of ranks that moves predictions least.",
     trials=_count,
+    revision=2,
     statistics=("input_second_moment", "gradient_second_moment"),
 )
 def lems(

@@ -43,7 +43,8 @@ def stored(spectra: dict[str, Spectrum], ranks: dict[str, int]) -> int:
 
 RULES = {
     "uniform": lambda spectra, share: uniform(spectra),
-    "d-rank": lambda spectra, share: d_rank(spectra, 0.2),
+    "d-rank": lambda spectra, share: d_rank(spectra, share, 0.2),
+    "pooled": lambda spectra, share: d_rank(spectra, share, 0.2, pooled=True),
     "svd-llm-v2": svd_llm_v2,
 }
 
@@ -102,7 +103,7 @@ def test_d_rank_is_lagranges_solution() -> None:
     """`k = sqrt(R / w) P / sum sqrt(R w)`, where nothing reaches break-even."""
     spectra = {f"m{n}": Spectrum((400, 300), [math.exp(-i / (20 * n)) for i in range(300)]) for n in (1, 2, 3)}
     share = 0.3
-    ranks = scaled(spectra, d_rank(spectra), share)
+    ranks = scaled(spectra, d_rank(spectra, share), share)
     budget = share * sum(one.size for one in spectra.values())
     total = sum(math.sqrt(one.effective_rank * one.cost) for one in spectra.values())
     for key, one in spectra.items():
@@ -116,11 +117,56 @@ def test_the_effective_rank_counts_equal_values() -> None:
 
 def test_values_get_what_queries_and_keys_give() -> None:
     spectra = {kind: Spectrum((40, 40), [1.0] * 40, kind) for kind in ("q_proj", "k_proj", "v_proj", "up_proj")}
-    before, after = d_rank(spectra), d_rank(spectra, 0.25)
-    assert after["q_proj"] == pytest.approx(0.75 * before["q_proj"])
-    assert after["v_proj"] == pytest.approx(1.5 * before["v_proj"]) and after["up_proj"] == before["up_proj"]
-    cost = sum(after[key] * one.cost for key, one in spectra.items())
-    assert cost == pytest.approx(sum(before[key] * one.cost for key, one in spectra.items()))
+    for pooled in (False, True):
+        before, after = d_rank(spectra, 0.5, pooled=pooled), d_rank(spectra, 0.5, 0.25, pooled)
+        assert after["q_proj"] == pytest.approx(0.75 * before["q_proj"])
+        assert after["v_proj"] == pytest.approx(1.5 * before["v_proj"]) and after["up_proj"] == before["up_proj"]
+        cost = sum(after[key] * one.cost for key, one in spectra.items())
+        assert cost == pytest.approx(sum(before[key] * one.cost for key, one in spectra.items()))
+
+
+def test_values_take_what_they_have_room_for_and_the_rest_goes_back() -> None:
+    """Values of grouped attention are small: at four fifths they are dense after a quarter of what they lost."""
+    shapes = {"q_proj": (60, 60), "k_proj": (20, 60), "v_proj": (20, 60)}
+    spectra = {kind: Spectrum(shape, [1.0] * min(shape), kind) for kind, shape in shapes.items()}
+    before, after = d_rank(spectra, 0.8), d_rank(spectra, 0.8, 0.2)
+    assert after["v_proj"] == math.inf
+    freed = 0.2 * 20 * 60
+    given = sum((before[key] - after[key]) * spectra[key].cost for key in ("q_proj", "k_proj"))
+    assert given == pytest.approx(freed)
+    assert after["q_proj"] / before["q_proj"] == pytest.approx(after["k_proj"] / before["k_proj"])
+
+
+def test_d_rank_keeps_the_share_of_each_kind() -> None:
+    """As published; pooled, the kind with fewer directions pays for the other."""
+    spectra = {
+        f"{kind}{number}": Spectrum((60, 60), [1.0] * (number + 2) * many, kind)
+        for kind, many in (("up_proj", 3), ("down_proj", 12))
+        for number in range(3)
+    }
+
+    def share(ranks: dict[str, int], kind: str) -> float:
+        own = {key: one for key, one in spectra.items() if one.kind == kind}
+        return stored(own, {key: ranks[key] for key in own}) / sum(one.size for one in own.values())
+
+    each = scaled(spectra, d_rank(spectra, 0.5), 0.5)
+    assert share(each, "up_proj") == pytest.approx(0.5, abs=0.02) == share(each, "down_proj")
+    pooled = scaled(spectra, d_rank(spectra, 0.5, pooled=True), 0.5)
+    assert share(pooled, "up_proj") < 0.4 < 0.6 < share(pooled, "down_proj")
+
+
+@pytest.mark.parametrize("align", [1, 8, 64])
+@pytest.mark.parametrize(("width", "values", "hidden"), [(576, 192, 1536), (4096, 1024, 14336)])
+def test_uniform_is_uniform(width: int, values: int, hidden: int, align: int) -> None:
+    """What rounding leaves goes round: matrices alike differ by a multiple at most, and none is dense."""
+    shapes = {"q_proj": (width, width), "v_proj": (values, width), "o_proj": (width, width), "up_proj": (hidden, width)}
+    spectra = {f"{layer} {kind}": Spectrum(shape, [], kind) for layer in range(30) for kind, shape in shapes.items()}
+    ranks = scaled(spectra, uniform(spectra), 0.8, align)
+    assert set(ranks) == set(spectra)
+    for kind, (rows, columns) in shapes.items():
+        own = [rank for key, rank in ranks.items() if key.endswith(kind)]
+        assert max(own) - min(own) <= align
+        assert max(abs(rank - 0.8 * rows * columns / (rows + columns)) for rank in own) <= align + 1
 
 
 def test_svd_llm_v2_keeps_the_share_of_a_kind() -> None:

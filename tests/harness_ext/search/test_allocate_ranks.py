@@ -51,7 +51,7 @@ def test_the_ranks_are_those_of_the_rule(make_lm: Any, factorisation: str, rule:
     documents = documents_for(lm, 24)
     text = f"d-rank:rule={rule},factorisation={factorisation},param_fraction=0.6,value_shift=0.2"
     spectra = spectra_of(lm, parse_recipe(text).steps[0], documents, weights_alone=factorisation == "truncate_svd")
-    expected = least_error(spectra, 0.6) if rule == "least-error" else scaled(spectra, d_rank(spectra, 0.2), 0.6)
+    expected = least_error(spectra, 0.6) if rule == "least-error" else scaled(spectra, d_rank(spectra, 0.6, 0.2), 0.6)
     (chosen,) = found_by(lm, text, documents)
     assert chosen["method"] == factorisation and len(expected) > 2
     assert chosen["keep"]["ranks"] == expected
