@@ -92,9 +92,13 @@ def smaller_recipe(recipe: str, entry: Reported, pretrained: str) -> str:
         return recipe
     fewest = min(TRAINING_ITEMS[sample], *learned)
     changes = [f"calibration.task={sample}", f"calibration.samples={fewest}"]
-    if any(step.healing is not None for step in steps):
+    for healed in (step.calibration for step in steps if step.healing is not None and step.calibration is not None):
         changes += [f"heal.task={sample}", f"heal.documents={fewest}"]
-    kept = re.sub(r"(?<=[:,])(calibration\.(task|samples)|heal\.(task|documents))=[^,]*(,|$)", "", recipe).rstrip(":,")
+        if "heal.batch_size=" in recipe:
+            # As many passes in as many steps.
+            changes.append(f"heal.batch_size={max(1, healed.batch_size * fewest // healed.samples)}")
+    replaced = r"(?<=[:,])(calibration\.(task|samples)|heal\.(task|documents|batch_size))=[^,]*(,|$)"
+    kept = re.sub(replaced, "", recipe).rstrip(":,")
     return f"{kept}{',' if ':' in kept else ':'}{','.join(changes)}"
 
 

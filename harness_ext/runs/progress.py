@@ -68,7 +68,8 @@ class ProgressReport:
             )
         )
         what += _speed(totals) if any(matrix.get("stored") == "factors" for matrix in receipt["matrices"]) else ""
-        calibrated = sum(drawn["samples"] for drawn in receipt["calibration"])
+        # Steps may learn from the same ones.
+        calibrated = len({document for drawn in receipt["calibration"] for document in drawn["documents"]})
         learned = f", {calibrated} calibration documents" if calibrated else ""
         self.line(f"{recipe.label}: done in {seconds:.1f} s; {what}{learned}")
         for warning in receipt["warnings"]:

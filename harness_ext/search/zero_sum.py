@@ -52,7 +52,7 @@ def zero_sum(
     That is `-s_i u_i^T G v_i` of the whitened matrix `W S`, `S S^T = X X^T`, since `s_i S^-T v_i = W^T u_i`; no
     whitening is ever computed. See `allotted` for which are removed. param_fraction: of the
     numbers in all matrices together, stored as factors where that is smaller. min_fraction: of the break-even rank,
-    what stays of every matrix at least; published are 0.3 where 40 % are kept, and else 0.1. ridge: see
+    what stays of every matrix at least; published is 0.3 where 40 % are kept, and else none. ridge: see
     `feature_space`; 1e-4 as published. halves: ranks are also chosen from the first and from the second half of the
     documents, which takes as long again, and a note says how far they agree: with few documents the signs of the
     changes are noise.

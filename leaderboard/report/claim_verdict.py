@@ -12,7 +12,8 @@ was measured, `reported` the paper's, `slack` the share of it that two measureme
   within the slack.
 - **undecided**: all else: too few documents.
 - **incomparable**: the run is of other settings or of a part of the documents, or the unedited model does not score as
-  reported: by more than the slack or the board's margin, and beyond the interval of its own score.
+  reported: by more than the slack or the board's margin, and beyond the interval of its own score; a perplexity, by
+  more than 5 % however large the effect.
 
 A row of the unedited model claims a level: supported where the interval of the score lies within the margin of it (a
 perplexity: within 1 %), contradicted where the score differs by more and the interval excludes it.
@@ -40,8 +41,10 @@ SLACK = 0.25
 """The share of a reported change by which two measurements of it may differ."""
 UNCHANGED = 0.02
 """What counts as no change, where none is reported."""
-AS_REPORTED = 0.01
+FARTHEST = 0.05
 """By how much the logarithm of an unedited model's perplexity may differ from the reported one's."""
+AS_REPORTED = 0.01
+"""The same where the level itself is the claim."""
 
 
 class ClaimState(NamedTuple):
@@ -105,6 +108,8 @@ def why_incomparable(entry: Reported, cell: Cell, slack: float = SLACK) -> str |
     if of_unedited(entry) or before is None:
         return None
     allowed = max(slack * abs(claimed_effect(entry)), UNCHANGED)
+    # That of a method which breaks the model would let any model pass.
+    allowed = min(allowed, FARTHEST) if _is_perplexity(entry.metric) else allowed
     if abs(_between(entry.metric, entry.before, before)) <= allowed:
         return None
     limits = _limits_of_score(entry, before, cell.n)

@@ -133,7 +133,8 @@ def _too_few(cell: Cell) -> str | None:
     else:
         why = f"{count} would not show even a difference as large as the range of the score"
     seen = f"{number(cell.baseline_score)} -> {number(cell.score)}"
-    moved = "" if not (cell.fell or cell.rose) else f", {cell.fell:,} documents worse and {cell.rose:,} better"
+    fell, rose = cell.fell or 0, cell.rose or 0
+    moved = f", {counted(fell, 'document', 'documents')} worse and {rose:,} better" if fell or rose else ""
     return f"too few documents: {why}; seen all the same: {seen}{moved}"
 
 

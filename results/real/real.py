@@ -141,7 +141,7 @@ def _budgets(name: str) -> list[str]:
 def sweep_file(asked: Sequence[str]) -> dict[str, Any]:
     """The sweep, of these tasks; a cell is one recipe with its control, so that little is lost when one dies."""
     here = HERE.relative_to(ROOT).as_posix()
-    run = {"include_path": f"{here}/tasks"} if (HERE / "tasks").is_dir() else {}
+    run = {"include_path": f"{here}/tasks"} if tuple(asked) != OF_THE_HUB else {}
     return {
         "name": "real",
         "output_path": f"{here}/runs",
@@ -362,7 +362,7 @@ def in_short(rows: Sequence[Row]) -> str:
     base, *edited = rows
     names = list(base.own[0].outcomes)
     gains = [row for row in edited if any(row.says(name, "better") and row.beats(name) for name in names)]
-    smaller = [row for row in edited if row not in gains and (row.own[0].kept or 1) <= SMALL]
+    smaller = [row for row in edited if row not in gains and round(row.own[0].kept or 1, 2) <= SMALL]
     heads = [f"`{name}`: {base.shown(name)}" for name in names]
     lines = [f"| recipe | size | {' | '.join(heads)} |", "|---" * (len(names) + 2) + "|"]
     for row in [*_best_first(gains, names)[:GAINS], *_best_first(smaller, names)[:SMALLER]]:

@@ -44,7 +44,11 @@ def test_what_learns_from_the_task_learns_from_its_sample() -> None:
     assert asked("svd-llm/llama-7b/wikitext2_2048/fwsvd/80") == f"fwsvd:keep.param_fraction=0.8,{learned}"
     assert asked("svd-llm-v2/llama-7b/wikitext2_2048/svd-llm-v2") == f"svd-llm-v2:param_fraction=0.8,{learned}"
     assert asked("lowrankarena/llama-7b/wikitext2_arena/zs-svd") == (
-        f"zero-sum:param_fraction=0.8,min_fraction=0.1,ridge=0.0001,{learned}"
+        f"zero-sum:param_fraction=0.8,ridge=0.0001,{learned}"
+    )
+    assert asked("lowrankarena/llama-7b/wikitext2_arena/aa-svd") == (
+        f"aa-svd:keep.param_fraction=0.8,heal.loss=blocks,heal.steps=200,heal.weight_decay=0.01,{learned},"
+        "heal.task=audit_text,heal.documents=32,heal.batch_size=4"
     )
     assert asked("svd-llm/llama-7b/wikitext2_2048/svd-llm-with-lora/80") == (
         f"svd-llm-lora:keep.param_fraction=0.8,{learned},heal.task=audit_text,heal.documents=32"

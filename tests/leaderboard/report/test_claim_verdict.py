@@ -162,6 +162,16 @@ def test_a_run_that_says_nothing_of_a_claim_is_incomparable(changes: dict[str, o
     assert (state.word == "incomparable") is (why is not None)
 
 
+@pytest.mark.parametrize(("here", "incomparable"), [(5.68, False), (5.95, False), (6.1, True), (43.8, True)])
+def test_a_claim_of_great_damage_asks_for_the_same_start_too(here: float, incomparable: bool) -> None:
+    told = entry("token_perplexity", 5.68, 20061.0)._replace(run=CELL.recipe)
+    cell = replace(
+        CELL, metric="token_perplexity", higher_is_better=False, baseline_score=here, score=20061.0,
+        delta=20000.0, low=19000.0, high=21000.0, improvement=-20000.0,
+    )  # fmt: skip
+    assert (judged_claim(told, cell).word == "incomparable") is incomparable
+
+
 def test_a_small_change_asks_for_the_same_start() -> None:
     few, many = (
         replace(
