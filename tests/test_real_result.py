@@ -103,7 +103,7 @@ def test_the_short_table_says_what_each_seed_says(real: ModuleType) -> None:
 
 def test_figures_of_another_machine_stay_beside_new_ones(real: ModuleType) -> None:
     def measured(recipe: str, seed: int, seconds: float) -> object:
-        recipe_id = parse_recipe(real.written(recipe, seed)).recipe_id
+        recipe_id = real.identity_of(parse_recipe(real.written(recipe, seed)))
         return real.Figure(
             recipe, seed, False, recipe_id, 0.8, seconds, {"t": real.Outcome(0.5, 0.0, 0.2, "same", None)}
         )
@@ -128,7 +128,9 @@ def test_a_recipe_as_it_is_written_with_its_seed_is_parted_again(real: ModuleTyp
 
 
 @pytest.mark.slow
-def test_figures_are_of_recipes_and_their_seeds(real: ModuleType, tmp_path: Path) -> None:
+def test_figures_are_of_recipes_and_their_seeds(
+    real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipes = ["svd", "svd-llm:calibration.samples=8", "svd-llm:calibration.samples=8,calibration.seed=1"]
     settings = {"limit": 16, "batch_size": 16, "device": "cpu", "output_path": str(tmp_path)}
     harness_ext.run(
@@ -150,3 +152,5 @@ def test_figures_are_of_recipes_and_their_seeds(real: ModuleType, tmp_path: Path
     assert of_svd.kept == round(totals["parameters_after"] / totals["parameters_before"], 3) < 1
     assert of_svd.outcomes["int_mult"].beats and "| `svd` | 75% |" in real.table(real.by_recipe(figures))
     real.summary(real.by_recipe(figures))
+    monkeypatch.setattr(parse_recipe("svd").__class__, "revisions", {"truncate_svd": 2})
+    assert [one.recipe for one in real.measured(tmp_path)] == [], "runs by another revision are no figures"

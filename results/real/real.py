@@ -21,6 +21,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness_ext.recipe.recipe import Recipe
     from leaderboard.board.cell import Cell
     from leaderboard.store.queries import RunRow
 
@@ -171,8 +172,8 @@ class Outcome:
 class Figure:
     """One recipe at one budget, from one calibration seed; or its control.
 
-    recipe_id: None of the unedited model. kept: share of the parameters if stored as factors. seconds: to learn and to
-    edit. outcomes: by task.
+    recipe_id: `identity_of` the recipe, None of the unedited model. kept: share of the parameters if stored as factors.
+    seconds: to learn and to edit. outcomes: by task.
     """
 
     recipe: str
@@ -185,7 +186,9 @@ class Figure:
 
 
 def measured(runs: Path) -> list[Figure]:
-    """The figures of the runs that are there. Raises LeaderboardError where there is none."""
+    """The figures of the runs that are there, but for those by an earlier revision of a method. Raises LeaderboardError
+    where there is none.
+    """
     from leaderboard.board.board import board
     from leaderboard.store import queries
     from leaderboard.store.database import open_store
@@ -196,7 +199,8 @@ def measured(runs: Path) -> list[Figure]:
     of_run: dict[str, list[Cell]] = {}
     for cell in cells:
         of_run.setdefault(cell.run_id, []).append(cell)
-    return in_order(_figure(by_id[run_id], found) for run_id, found in of_run.items())
+    figures = (_figure(by_id[run_id], found) for run_id, found in of_run.items())
+    return in_order(one for one in figures if one is not None)
 
 
 def in_order(figures: Iterable[Figure]) -> list[Figure]:
@@ -204,17 +208,26 @@ def in_order(figures: Iterable[Figure]) -> list[Figure]:
     return sorted(figures, key=lambda one: (one.recipe != BASELINE, one.recipe, one.seed, one.control))
 
 
-def _figure(run: RunRow, cells: Sequence[Cell]) -> Figure:
+def identity_of(recipe: Recipe) -> str:
+    """What a figure is of: the settings, and the revisions of methods by which they mean these weights."""
+    return " ".join([recipe.recipe_id, *(f"{name}={revision}" for name, revision in recipe.revisions.items())])
+
+
+def _figure(run: RunRow, cells: Sequence[Cell]) -> Figure | None:
     from harness_ext.recipe.recipe import parse_recipe
 
     receipt = json.loads(Path(run.path, "receipt.json").read_text(encoding="utf-8"))
     size = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
     name, seed = _parted(run.recipe_label)
+    recipe = parse_recipe(written(name, seed))
+    by = receipt["recipe"].get("revisions" if run.control is None else "control_of_revisions", {})
+    if by != recipe.revisions:
+        return None
     return Figure(
         recipe=name,
         seed=seed,
         control=run.control is not None,
-        recipe_id=None if name == BASELINE else parse_recipe(written(name, seed)).recipe_id,
+        recipe_id=None if name == BASELINE else identity_of(recipe),
         kept=None if size is None else round(size, 3),
         seconds=round(receipt["seconds"]["calibrate"] + receipt["seconds"]["edit"], 1),
         outcomes={cell.task: _outcome(cell) for cell in cells},
@@ -247,7 +260,7 @@ def merged(earlier: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
 
     if not earlier or _scores(earlier[0]) != _scores(new[0]):
         return list(new)
-    asked = {parse_recipe(one).recipe_id for one in recipes()}
+    asked = {identity_of(parse_recipe(one)) for one in recipes()}
     again = {(one.recipe, one.seed) for one in new}
     kept = [one for one in earlier if (one.recipe, one.seed) not in again and one.recipe_id in asked]
     return in_order([*new, *kept])
