@@ -10,6 +10,9 @@ from typing import Any
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.task_data import Source
 
+WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+"""That of the data set on the hub which LowRankArena's runner pins."""
+
 
 class TokenText(str):
     """A text, and the token numbers that it stands for: what a tokenizer makes of the text alone may be others. A
@@ -29,7 +32,8 @@ def wikitext2(source: Source, split: str) -> str:
     reads it. Raises UserError where the data cannot be had.
     """
     if source.local is None:
-        return "\n\n".join(source.hub("Salesforce/wikitext", "wikitext-2-raw-v1", split, ("text",))["text"])
+        place = ("Salesforce/wikitext", "wikitext-2-raw-v1", split, ("text",))
+        return "\n\n".join(source.hub(*place, WIKITEXT_REVISION)["text"])
     path = source.file(f"wiki.{split}.raw")
     lines = path.read_text(encoding="utf-8").split("\n")
     # As the hub has them: blank lines empty, the others with their line break.

@@ -85,14 +85,16 @@ class Source:
         assert self.local is not None
         return next((self.local / name for name in names if (self.local / name).is_file()), None)
 
-    def hub(self, path: str, name: str | None, split: str, columns: Sequence[str] = ()) -> Dataset:
-        """These columns (or all) of one split of a data set on the Hugging Face hub, or from the hub's cache. Raises
-        UserError where neither has it, or it lacks a column.
+    def hub(
+        self, path: str, name: str | None, split: str, columns: Sequence[str] = (), revision: str | None = None
+    ) -> Dataset:
+        """These columns (or all) of one split of a data set on the Hugging Face hub, or from the hub's cache; the
+        newest where no revision is named. Raises UserError where neither has it, or it lacks a column.
         """
         import datasets
 
         try:
-            rows = datasets.load_dataset(path, name, split=split)
+            rows = datasets.load_dataset(path, name, split=split, revision=revision)
         except Exception as error:  # offline, absent, gated and renamed data sets raise a dozen kinds of exceptions
             raise self._unreachable(
                 f"the data set {path}{f' ({name})' if name else ''}, split {split}, on the Hugging Face hub", error

@@ -208,7 +208,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, splits: dict[tuple[str | None, str], li
     import datasets
 
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda path, name, split: datasets.Dataset.from_list(splits[name, split])
+        datasets, "load_dataset", lambda path, name, split, revision: datasets.Dataset.from_list(splits[name, split])
     )
 
 

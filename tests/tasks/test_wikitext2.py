@@ -10,7 +10,7 @@ from lm_eval.api.metrics import bits_per_byte, weighted_perplexity
 
 from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
-from harness_ext.lm_eval_adapter.running_text import wikitext2
+from harness_ext.lm_eval_adapter.running_text import WIKITEXT_REVISION, wikitext2
 from harness_ext.lm_eval_adapter.task_data import Source
 from leaderboard.compare.effect import Comparison, Scored
 from leaderboard.compare.judge import judge
@@ -53,8 +53,15 @@ def test_lines_are_joined_as_the_usual_perplexity_joins_the_hubs_rows(monkeypatc
 
     lines = (FIXTURES / "wikitext-2-raw" / "wiki.test.raw").read_text(encoding="utf-8").splitlines(keepends=True)
     rows = [{"text": line if line.strip() else ""} for line in lines]
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: datasets.Dataset.from_list(rows))
+    asked = []
+
+    def load(path: str, name: str, split: str, revision: str):
+        asked.append((path, name, split, revision))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     assert wikitext2(Source("wikitext2_128", "wikitext-2-raw", {}), "test") == text() and " = Oster = \n" in text()
+    assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", "test", WIKITEXT_REVISION)]
 
 
 @pytest.mark.parametrize("length", [16, 128])
