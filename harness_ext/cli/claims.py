@@ -280,7 +280,7 @@ def _listing(
                 rows = list(of_row)
                 pairs = "  ".join(f"{row.metric} {row.before:.4g} -> {row.after:.4g}" for row in rows)
                 found = next((states[row] for row in rows if row in states), "")
-                said = pairs + (f"  here: {found}" if found else "")
+                said = pairs + _share_kept(rows[0]) + (f"  here: {found}" if found else "")
                 line = f"    {rows[0].identity:{max(1, min(60, width - 44))}} {said}"
                 yield from (
                     [line] if len(line) <= width else [f"    {rows[0].identity}", *_wrapped(said, width, " " * 6)]
@@ -288,6 +288,13 @@ def _listing(
         yield ""
     for one in headlines:
         yield from _wrapped(f"{one.paper} ({one.source}; {one.where}, {SURE[one.sure]}): {one.claim}", width, "")
+
+
+def _share_kept(row: Reported) -> str:
+    """The share of the parameters that a claim keeps, where its name does not end in it."""
+    if row.kept is None or row.identity.endswith(f"/{100 * row.kept:g}"):
+        return ""
+    return f" at {100 * row.kept:g} %"
 
 
 def _wrapped(text: str, width: int, indent: str) -> list[str]:
