@@ -159,12 +159,14 @@ def test_what_gives_other_weights_than_it_first_did_says_so() -> None:
     everything = {**registered_methods(), **registered_searches()}
     assert {name: item.revision for name, item in everything.items() if item.revision != 1} == {
         "ablation_prune": 2,
+        "allocate_ranks": 2,
         "contrast_projection": 2,
         "eigenprune": 2,
         "eigenprune_greedy": 2,
         "laser_compose": 2,
         "laser_gradient": 2,
         "laser_search": 2,
+        "lems": 2,
         "sfsd_surgical": 2,
     }
 
