@@ -85,6 +85,7 @@ def by_plain_loop(lm, unedited, edited, names: list[str]) -> dict[str, torch.Ten
     return trained
 
 
+@pytest.mark.slow
 def test_factors_are_those_of_a_plain_loop(make_lm) -> None:
     lm = make_lm("llama", dtype="float64")
     unedited = copy.deepcopy(lm.model)

@@ -58,9 +58,8 @@ class TestRightAndWrong:
     @pytest.mark.parametrize(("count", "least"), [(1, 5), (2, 5), (4, 5)])
     def test_all_lost(self, made: Any, kit: Any, count: int, least: int) -> None:
         cell = judged(made, *kit.pair(count, count, lost=count))
-        assert f"which takes at least {least}; seen all the same: 1.0000 -> 0.0000, {count} documents worse" in said(
-            cell
-        )
+        worse = f"{count} document{'s' if count > 1 else ''} worse"
+        assert f"which takes at least {least}; seen all the same: 1.0000 -> 0.0000, {worse}" in said(cell)
         assert interval(cell) == "-1.0000 too few documents"
 
     def test_a_difference_as_large_as_the_range(self, made: Any, kit: Any) -> None:
