@@ -140,9 +140,11 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
     if step.trains:
         # Through two factors of full rank each, with gradients of both.
         trained = 2.0 * step.training_passes
-        # Block by block the unedited model goes beside, and each block once more when it is trained.
-        walked = trained + 2.0 if step.trains_blocks else 0.0
-        return Passes(around + max(trained, walked), trained, layer_by_layer=walked)
+        if not step.trains_blocks:
+            return Passes(around + trained, trained)
+        # The unedited model goes beside, and each block once more when it is trained.
+        walked = trained + 2.0
+        return Passes(around + walked, trained, layer_by_layer=walked)
     if step.masks is not None:
         return _passes_under_masks(step, around)
     if step.search is not None:
@@ -218,10 +220,8 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
     if not _documents(step) or not own:
         return Held(0, 0)
     widest = max(sum(item.matrix.shape) for item in own)
-    at_once = _of_fullest_layer(own) if step.trains_blocks else own
-    kept = (
-        held_by_training(step, at_once) + held_by_search(step, own) + held_by_refit(step, [item.matrix for item in own])
-    )
+    kept = held_by_training(step, _of_fullest_layer(own) if step.trains_blocks else own)
+    kept += held_by_search(step, own) + held_by_refit(step, [item.matrix for item in own])
     learning = 0
     if not step.is_search or _names(step):
         passes, batch = passes_of(plan, number, step), _batch(plan, step)

@@ -18,6 +18,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from harness_ext.training.healing import (
     optimizer_over,
     require_finite_factors,
 )
-from harness_ext.training.override import swapped
+from harness_ext.training.override import swapped, wide
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ def healed_by_blocks(
                 beside.come_to(layer, unedited(layer))
                 beside.go_on()
                 if own := by_layer.get(layer, []):
-                    block = _Block(walk, layer, own, plan)
-                    kept = _kept(resume, f"healing-{layer}", lambda: block.trained(entering, beside.states))  # noqa: B023 - at once
+                    train = partial(_trained, walk, layer, own, plan, entering, beside.states)
+                    kept = _kept(resume, f"healing-{layer}", train)
                     row = {**_row(layer, kept[_LOSSES].tolist(), len(batches)), **about}
                     walk.progress.found("mean squared error {first_loss:.4g}, then {last_loss:.4g}".format_map(row))
                     yield (own, _by_matrix(own, kept, device_of(walk.stack.layers[layer]))), row
@@ -99,12 +100,18 @@ def rate(step: int, steps: int) -> float:
     return LEAST_RATE + (1 - LEAST_RATE) * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising))) / 2
 
 
+def _trained(
+    walk: LayerWalk, layer: int, matrices: Sequence[Matrix], plan: HealingPlan, entering: States, wanted: States
+) -> dict[str, Tensor]:
+    return _Block(walk, layer, matrices, plan).trained(entering, wanted)
+
+
 class _Block:
     """The training of one layer's matrices."""
 
     def __init__(self, walk: LayerWalk, layer: int, matrices: Sequence[Matrix], plan: HealingPlan) -> None:
         self._walk, self._layer, self._matrices, self._plan = walk, layer, matrices, plan
-        self._parts: dict[str, HealedMatrix] = {}
+        self._parts: dict[str, HealedMatrix] = {matrix.key: plan.start(matrix) for matrix in matrices}
         self._losses: list[float] = []
 
     def trained(self, entering: States, wanted: States) -> dict[str, Tensor]:
@@ -112,7 +119,6 @@ class _Block:
         import torch
 
         lm, settings = self._walk.lm, self._plan.settings
-        self._parts = {matrix.key: self._plan.start(matrix) for matrix in self._matrices}
         places = _order(len(self._walk.batches), settings.steps, f"{self._plan.seed}:{self._layer}")
         with frozen(lm.model), swapped(lm.model, self._matrices, self._parts.__getitem__), torch.enable_grad():
             for factors, steps in factors_by_steps(settings):
@@ -146,18 +152,12 @@ class _Block:
         for rows, part in batch.parts(TOKENS_WITH_GRADIENTS):
             made = self._walk.stack.through(self._layer, entering[rows], call_of(self._walk.lm, part))
             real = part.mask.bool().to(made.device)
-            loss = (_wide(made)[real] - _wide(wanted[rows].to(made.device))[real]).square().sum() / numbers
+            loss = (wide(made)[real] - wide(wanted[rows].to(made.device))[real]).square().sum() / numbers
             loss.backward()
             total += float(loss.detach())
         if not math.isfinite(total):
             raise diverged(self._plan.settings, len(self._losses) + 1)
         return total
-
-
-def _wide(values: Tensor) -> Tensor:
-    import torch
-
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _drawn_batches(walk: LayerWalk, documents: DocumentBatches, seed: int) -> Iterator[PaddedBatch]:

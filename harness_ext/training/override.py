@@ -71,14 +71,14 @@ def _replacement(
         else:
             total = torch.zeros_like(output) if bias is None else bias.expand_as(output)
         for matrix, rows in zip(parts, places, strict=True):
-            product = function(matrix.key)(_wide(part_of(inputs, matrix.columns)))
+            product = function(matrix.key)(wide(part_of(inputs, matrix.columns)))
             total = total.to(product).index_add(-1, rows, product)
         return total.to(output)
 
     return hook
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """At least fp32, in which everything is trained."""
     import torch
 
