@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
+from harness_ext.linalg.mixing import moments_by_head, orthonormal, root_of
 from harness_ext.methods import method
 from harness_ext.model.components import left_of
 
@@ -95,7 +96,8 @@ def mix_unattended_values(
     values = _Values(component.weights["o_proj"], weight, component.biases.get("v_proj"), component.heads)
     rank = left_of(values.heads.width, unit_fraction)
     inputs = input_second_moment.double().to(weight.device), input_mean_with_sinks.double().to(weight.device)
-    made = values.mixed(values.moments(*inputs), rank, ridge, generator if ranking == "random" else None)
+    moments = moments_by_head(values.made, values.bias, *inputs, values.heads.key_values)
+    made = values.mixed(moments, rank, ridge, generator if ranking == "random" else None)
     beside = MatrixBeside(made.read, len(made.read), columns=rank * values.heads.queries)
     return ComponentEdit(
         made.made,
@@ -130,18 +132,6 @@ class _Values(NamedTuple):
         width = self.heads.width
         return [slice(head * width, (head + 1) * width) for head in range(self.heads.queries)]
 
-    def moments(self, moment: Tensor, mean: Tensor) -> Tensor:
-        """The mean of `v v^T` of every value head, `[k, d, d]`, from the inputs' second moment `[n, n]` and mean
-        `[n]`.
-        """
-        made = self.made.double().unflatten(0, (self.heads.key_values, -1))
-        squares = made @ moment @ made.mT
-        if self.bias is None:
-            return squares
-        bias = self.bias.double().unflatten(0, (self.heads.key_values, -1))
-        crossed = (made @ mean)[:, :, None] * bias[:, None]
-        return squares + crossed + crossed.mT + bias[:, :, None] * bias[:, None]
-
     def mixed(self, moments: Tensor, rank: int, ridge: float, generator: Generator | None) -> _Mixed:
         """Every head in so many dimensions, the same for heads that share values; themselves where that is all.
         moments: C of every value head, `[k, d, d]`. generator: draws directions at random, where there is one.
@@ -156,25 +146,16 @@ class _Values(NamedTuple):
         for group, moment in enumerate(moments):
             own = slice(group * width, (group + 1) * width)
             places = self.places[group * serves : (group + 1) * serves]
-            root = _root(moment, ridge)
+            root = root_of(moment, ridge)
             stacked = torch.cat([self.read[:, place].double() for place in places]) @ root
             directions = _directions(stacked, rank, generator)
-            back, turned = _orthonormal(torch.linalg.solve_triangular(root.T, directions, upper=True))
+            back, turned = orthonormal(torch.linalg.solve_triangular(root.T, directions, upper=True))
             for place, part in zip(places, (stacked @ directions @ turned).chunk(serves), strict=True):
                 read[:, place.start : place.start + rank] = part.to(read)
             made[own.start : own.start + rank] = (back @ self.made[own].double()).to(made)
             if shifted is not None and self.bias is not None:
                 shifted[own.start : own.start + rank] = (back @ self.bias[own].double()).to(shifted)
         return _Mixed(read, made, shifted)
-
-
-def _root(moment: Tensor, ridge: float) -> Tensor:
-    """L of `C + t I`, `[d, d]`, lower; of values that are always zero, I."""
-    import torch
-
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    pull = ridge * float(moment.diagonal().mean())
-    return torch.linalg.cholesky(moment + pull * identity) if pull > 0 else identity
 
 
 def _directions(stacked: Tensor, rank: int, generator: Generator | None) -> Tensor:
@@ -185,15 +166,3 @@ def _directions(stacked: Tensor, rank: int, generator: Generator | None) -> Tens
         return torch.linalg.eigh(stacked.T @ stacked).eigenvectors.flip(1)[:, :rank]
     gaussian = torch.randn(stacked.shape[1], rank, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(gaussian).Q.to(stacked)
-
-
-def _orthonormal(mixture: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a mixture `X [d, r]` of values, `B [r, d]` with orthonormal rows that spans the same, as near to the first r
-    unit vectors as it can be, and `Y [r, r]` with `Y B = X^T`.
-    """
-    import torch
-
-    basis, triangle = torch.linalg.qr(mixture)
-    left, _, right = torch.linalg.svd(basis[: mixture.shape[1]].T)
-    turn = left @ right
-    return (basis @ turn).T, triangle.T @ turn

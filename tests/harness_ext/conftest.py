@@ -139,6 +139,13 @@ _TWICE = {
     "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
 }
 
+# Further ones whose positions rotate nothing.
+UNROTATED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_neo": ("gpt_neo", {**_COMMON, "num_layers": 3, "num_heads": 4, "attention_types": [[["global"], 3]]}),
+    "gpt_bigcode": ("gpt_bigcode", _GPT),
+    "openai-gpt": ("openai-gpt", _GPT),
+}
+
 # Latent attention, fused experts in other layouts, and hybrids, which have not every role in every layer.
 MIXED: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": ("deepseek_v3", {**_LATENT, **_ROUTED}),
@@ -253,7 +260,7 @@ def tiny_config(family: str) -> PreTrainedConfig:
     """The config of a tiny model of a family, or of a variant of one."""
     from transformers import AutoConfig
 
-    model_type, settings = {**CONFIGS, **MIXED}[family]
+    model_type, settings = {**CONFIGS, **UNROTATED, **MIXED}[family]
     return AutoConfig.for_model(model_type, **settings)
 
 

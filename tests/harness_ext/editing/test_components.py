@@ -14,7 +14,8 @@ from harness_ext.editing.controls import NoControl, control_recipe
 from harness_ext.editing.plan import plan
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import read_checkpoint
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.recipe import Recipe, parse_recipe, recipe_from
+from tests.harness_ext.conftest import UNROTATED
 from tests.harness_ext.search.plain_search import documents_for, drawing
 from tests.tiny_models import outputs
 
@@ -178,8 +179,6 @@ def test_the_bias_of_keys_counts_in_what_coordinates_are_chosen_by(make_lm: Any)
 
 
 def test_every_matrix_may_have_a_share_of_its_own(make_lm: Any) -> None:
-    from harness_ext.recipe.recipe import recipe_from
-
     lm = make_lm("llama")
     first, second, *_ = [one.key for one in lm.weights.layout.matrices if one.role == "down_proj"]
 
@@ -233,6 +232,63 @@ def test_scores_of_the_kept_coordinates_are_those_that_a_smaller_head_has(make_l
         gone = ~lm.weights.values(own["k_proj"]).any(1)
         lm.weights.replace(own["k_proj"], lm.weights.values(own["k_proj"]) + 3.0 * gone[:, None])
     torch.testing.assert_close(outputs(lm.model), edited)
+
+
+def mixing(fraction: float) -> Recipe:
+    """`a3`'s step for queries and keys alone."""
+    step = {"method": "mix_scores", "matrices": ["k_proj"], "unit_fraction": fraction, "ridge": 1e-9}
+    return recipe_from({"name": "mixed", "steps": [step]}, origin="mixed")
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["gpt2", "opt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bloom", *UNROTATED))],
+)
+def test_keys_that_need_fewer_dimensions_lose_the_rest_and_no_output_changes(make_lm: Any, family: str) -> None:
+    """Where coordinates are chosen instead, it does: what the keys lack lies across all of them."""
+    lm = make_lm(family)
+    heads, left = lm.weights.layout.heads, lm.weights.layout.heads.width // 2
+    for keys in [one for one in lm.weights.layout.matrices if one.role == "k_proj"]:
+        random = torch.randn(
+            heads.width,
+            left,
+            generator=torch.Generator().manual_seed(keys.layer),
+        )
+        flat = torch.block_diag(*[random @ torch.linalg.pinv(random)] * heads.key_values)
+        lm.weights.replace(keys, flat @ lm.weights.values(keys))
+        if (bias := lm.weights.bias_of(keys)) is not None:
+            lm.weights.shift_bias(keys, flat @ bias - bias)
+    expected, size = outputs(lm.model), lm.totals()["parameters_before"]
+    applied = lm.apply(mixing(left / heads.width), drawing(documents_for(lm, 6)))
+    torch.testing.assert_close(outputs(lm.model), expected, rtol=1e-3, atol=1e-4)
+    assert {record.rows_kept for record in applied.records} == {left * heads.queries, left * heads.key_values}
+    lost = sum(record.parameters_before - record.parameters_after for record in applied.records)
+    assert lost > 0 and lm.totals()["parameters_after"] == size - lost
+    assert plan(mixing(left / heads.width), read_checkpoint(lm.loaded_from)).parameters_after == size - lost
+    lm.undo()
+    lm.apply(parse_recipe(f"modegpt-qk:unit_fraction={left / heads.width}"), drawing(documents_for(lm, 6)))
+    assert not torch.allclose(outputs(lm.model), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_rotated_scores_are_those_of_chosen_coordinates(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 6)
+    lm.apply(parse_recipe("modegpt-qk:unit_fraction=0.5"), drawing(documents))
+    expected = lm.weights.digest()
+    lm.undo()
+    lm.apply(mixing(0.5), drawing(documents))
+    assert lm.weights.digest() == expected
+
+
+def test_a_control_mixes_as_many_dimensions_in_random_directions(make_lm: Any) -> None:
+    lm = make_lm("gpt2")
+    documents = documents_for(lm, 6)
+    applied = lm.apply(mixing(0.5), drawing(documents))
+    size, expected = lm.totals()["parameters_after"], outputs(lm.model)
+    receipt = {"matrices": [record.to_json() for record in applied.records], "searches": []}
+    lm.undo()
+    lm.apply(control_recipe("random-subspace", mixing(0.5), receipt), drawing(documents))
+    assert lm.totals()["parameters_after"] == size and not torch.equal(outputs(lm.model), expected)
 
 
 @pytest.mark.parametrize(("family", "why"), [("gpt_neox", "is not known here"), ("qwen3", "are normalised")])

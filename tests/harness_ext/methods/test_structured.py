@@ -452,6 +452,27 @@ def check_select_coordinates(case: Case, method: Callable[..., AnyEdit]) -> None
         assert edit.rows == kept.sum()
 
 
+def check_mix_scores(case: Case, method: Callable[..., AnyEdit]) -> None:
+    """One head, its queries made by other weights: no further from the scores than the SVD of the scores."""
+    queries = numpy.random.default_rng(2).standard_normal((case.rows, case.columns))
+    edit = method(
+        case.tensor,
+        component=Component({"q_proj": torch.tensor(queries)}, {}, Heads(1, 1, case.rows)),
+        input_second_moment=torch.tensor(case.inputs @ case.inputs.T / case.inputs.shape[1]),
+        input_mean_with_sinks=torch.tensor(case.mean),
+        generator=torch.Generator(),
+        unit_fraction=0.6,
+        ridge=1e-9,
+    )
+    rank = max(1, int(0.6 * case.rows + 1e-9))
+    asked, kept = queries @ case.inputs, edit.beside["q_proj"].values.double().numpy()
+    assert edit.rows == rank and (rank == case.rows or not kept[rank:].any())
+    scores = asked.T @ case.weight @ case.inputs
+    spectrum = numpy.linalg.svd(scores, compute_uv=False)
+    lost = numpy.linalg.norm(scores - (kept @ case.inputs).T @ dense(edit) @ case.inputs)
+    assert lost <= case.dropped(rank, spectrum) + 1e-4 * float(numpy.linalg.norm(spectrum))
+
+
 def check_pruning(case: Case, drop: Callable[[float], AnyEdit], fraction: float) -> None:
     marks = numpy.zeros(case.full, dtype=bool)
     marks[numpy.argsort(case.effects)[: int(fraction * case.full + 1e-9)]] = True
