@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,7 +81,7 @@ class PlannedMatrix:
 class PlannedSearch:
     """One search. trials: at most. matrices: those among which it chooses. passes: through the whole model over all its
     documents, at most but for checks on two of them; each trial starts at its matrix's layer. tried: of them, those
-    of trials.
+    of trials. param_fraction: what stays at most of the numbers in its matrices, 1 where it has no such budget.
     """
 
     step: int
@@ -91,6 +91,7 @@ class PlannedSearch:
     documents: int
     passes: float
     tried: float = 0.0
+    param_fraction: float = 1.0
 
 
 class PlannedGroup(NamedTuple):
@@ -193,15 +194,26 @@ class Plan:
 
     @property
     def parameters_after(self) -> int:
-        """Parameters of the whole model after the recipe."""
-        return self.parameters - sum(item.parameters_before - item.parameters_after for item in self._last())
+        """Parameters of the whole model after the recipe, at most where ranks are not known yet."""
+        saved = sum(item.parameters_before - item.parameters_after for item in self._last())
+        return self.parameters - saved - sum(numbers for numbers, _ in self._saved_by_budgets())
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of the whole model after the recipe, in the stored dtypes."""
-        return self.stored_bytes - sum(
-            (item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last()
-        )
+        """Bytes of the whole model after the recipe, in the stored dtypes, at most where ranks are not known yet."""
+        saved = sum((item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last())
+        return self.stored_bytes - saved - sum(numbers * width for numbers, width in self._saved_by_budgets())
+
+    def _saved_by_budgets(self) -> Iterator[tuple[int, int]]:
+        """The numbers that each search with a budget saves at least, and the bytes of one; none where a later step
+        edits some of its matrices again, by ranks of its own.
+        """
+        last = Counter(item.step for item in self._last())
+        for search in self.searches:
+            own = [item for item in self.matrices if item.step == search.step]
+            if search.param_fraction < 1 and last[search.step] == len(own):
+                whole = sum(item.parameters_before for item in own)
+                yield whole - math.floor(search.param_fraction * whole + 1e-6), min(item.element_bytes for item in own)
 
     def _last(self) -> Sequence[PlannedMatrix]:
         return standing(self.matrices, lambda item: (item.matrix.parameter, item.matrix.part))
@@ -300,7 +312,8 @@ def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers:
     gathered *= settings.get("stages", 1)
     # As it is, as it becomes, and once for the states that enter each layer.
     passes = 3 + gathered + tried
-    return PlannedSearch(number, step.method, len(among), trials, step.calibration.samples, passes, tried)
+    budget = settings.get("param_fraction", 1.0)
+    return PlannedSearch(number, step.method, len(among), trials, step.calibration.samples, passes, tried, budget)
 
 
 def planned_matrices(recipe: Recipe, loaded: Checkpoint) -> tuple[PlannedMatrix, ...]:

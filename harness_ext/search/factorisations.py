@@ -2,7 +2,7 @@
 larger ones, with the spectrum of what it truncates.
 
 Spectra, and what is tried, are of the unedited model: `anchored`, which refits to what earlier edits leave, is tried as
-the truncation that it starts from.
+the truncation that it starts from, and `nested_decomposition` as the one that most of its rank goes to.
 """
 
 from __future__ import annotations
@@ -19,12 +19,22 @@ if TYPE_CHECKING:
     from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
 
-Factorisation = Literal["feature_space", "anchored", "two_sided_svd", "activation_aware_svd", "truncate_svd"]
+Factorisation = Literal[
+    "feature_space",
+    "anchored",
+    "nested_decomposition",
+    "two_sided_svd",
+    "activation_aware_svd",
+    "fisher_weighted_svd",
+    "truncate_svd",
+]
 STATISTICS: dict[str, frozenset[str]] = {
     "feature_space": frozenset({"input_second_moment"}),
     "anchored": frozenset({"input_second_moment"}),
+    "nested_decomposition": frozenset({"input_second_moment"}),
     "two_sided_svd": frozenset({"input_second_moment", "gradient_second_moment"}),
     "activation_aware_svd": frozenset({"input_magnitude"}),
+    "fisher_weighted_svd": frozenset({"fisher_information"}),
     "truncate_svd": frozenset(),
 }
 """What the spectra of each are made of, in the unedited model."""
@@ -52,6 +62,8 @@ def decomposed(weight: Tensor, factorisation: Factorisation, learned: Mapping[st
         return _plain(dense)
     if factorisation == "activation_aware_svd":
         return _columns_scaled(dense, found["input_magnitude"].double() ** _SETTINGS[factorisation]["exponent"])
+    if factorisation == "fisher_weighted_svd":
+        return _columns_scaled(dense, found["fisher_information"].double().sqrt())
     if factorisation == "two_sided_svd":
         return _both_sides_weighted(dense, found["input_second_moment"], found["gradient_second_moment"])
     return _outputs(dense, found["input_second_moment"])

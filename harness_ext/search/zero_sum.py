@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Shapes = Mapping[str, tuple[int, int]]
 Effects = Mapping[str, Sequence[float]]
 Ridge = Annotated[float, Field(gt=0)] | None
+Align = Annotated[int, Field(ge=1)] | None
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
 
 
@@ -45,6 +46,7 @@ def zero_sum(
     min_fraction: Fraction | None = None,
     ridge: Ridge = None,
     halves: bool | None = None,
+    align: Align = None,
 ) -> SearchResult:
     """Directions of each matrix's outputs on the texts (the coordinates of truncation-aware whitening), and what the
     loss would change by, to first order, without each: `-u_i^T G W^T u_i`.
@@ -55,23 +57,25 @@ def zero_sum(
     what stays of every matrix at least; published is 0.3 where 40 % are kept, and else none. ridge: see
     `feature_space`; 1e-4 as published. halves: ranks are also chosen from the first and from the second half of the
     documents, which takes as long again, and a note says how far they agree: with few documents the signs of the
-    changes are noise.
+    changes are noise. align: ranks are multiples of it (ours), of 1 unless given.
 
     Nothing is tried before the outcome, one step, `feature_space` as `svd-llm` has it; its score is the one trial. Both
     statistics are of all tokens; gradients without the sinks leave SmolLM2 much the same (1,036 and 1,063, of 734, as
     perplexity of WikiData's answers). Raises BudgetTooSmall where the least ranks leave more than the budget.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
-    floors = {key: least_rank(shape, min_fraction) for key, shape in shapes.items()}
+    floors = {key: least_rank(shape, min_fraction, align) for key, shape in shapes.items()}
     check_floors(shapes, floors, param_fraction, min_fraction)
     effects = effects_of(evaluator, ridge)
-    ranks = allotted(shapes, effects, param_fraction, floors)
+    ranks = allotted(shapes, effects, param_fraction, floors, align)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
     notes = [f"the predicted change of the loss is {removed:+.3g} nats"]
     if halves and len(evaluator.documents) > 1:
         middle = len(evaluator.documents) // 2
         parts = range(middle), range(middle, len(evaluator.documents))
-        one, other = (allotted(shapes, effects_of(evaluator, ridge, part), param_fraction, floors) for part in parts)
+        one, other = (
+            allotted(shapes, effects_of(evaluator, ridge, part), param_fraction, floors, align) for part in parts
+        )
         notes.append(agreement(shapes, one, other))
     evaluator.context.progress.advance(1)
     step = step_of(evaluator, "feature_space", ranks) | ({} if ridge is None else {"ridge": ridge})
@@ -112,12 +116,14 @@ def _output_basis(weight: Tensor, moment: Tensor, ridge: float | None) -> Svd:
     return Svd(directions.to(weight), weight.new_ones(directions.shape[1]), (directions.T @ weight.double()).to(weight))
 
 
-def least_rank(shape: tuple[int, int], min_fraction: float | None) -> int:
-    """`max(1, ceil(f r*))`, r* the largest rank that is smaller than a dense `[m, n]`: `floor((m n - 1) / (m + n))`."""
-    if min_fraction is None:
-        return 1
+def least_rank(shape: tuple[int, int], min_fraction: float | None, align: int | None = None) -> int:
+    """`max(1, ceil(f r*))`, r* the largest rank that is smaller than a dense `[m, n]`: `floor((m n - 1) / (m + n))`;
+    rounded up to a multiple of align.
+    """
     rows, columns = shape
-    return max(1, math.ceil(min_fraction * ((rows * columns - 1) // (rows + columns)) - 1e-9))
+    share = 0.0 if min_fraction is None else min_fraction
+    rank = max(1, math.ceil(share * ((rows * columns - 1) // (rows + columns)) - 1e-9))
+    return math.ceil(rank / (align or 1)) * (align or 1)
 
 
 def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: float, min_fraction: float | None) -> None:
@@ -126,8 +132,8 @@ def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: floa
     share = sum(stored_parameters(shape, floors[key]) for key, shape in shapes.items()) / whole
     if share > param_fraction:
         raise BudgetTooSmall(
-            f"a budget of {param_fraction:g} of the parameters is too small for a rank of 1 in every matrix: raise it,"
-            " or choose other matrices"
+            f"a budget of {param_fraction:g} of the parameters is too small for a rank of {min(floors.values())} in"
+            " every matrix: raise it, or choose other matrices"
             if min_fraction is None
             else f"a budget of {param_fraction:g} of the parameters is too small: min_fraction leaves {share:.3g} of"
             " them; raise the one, or lower the other"
@@ -150,7 +156,11 @@ def agreement(
 
 
 def allotted(
-    shapes: Shapes, effects: Effects, param_fraction: float, floors: Mapping[str, int] | None = None
+    shapes: Shapes,
+    effects: Effects,
+    param_fraction: float,
+    floors: Mapping[str, int] | None = None,
+    align: int | None = None,
 ) -> dict[str, int]:
     """A rank for each matrix that is to be made smaller; the others stay dense.
 
@@ -158,15 +168,21 @@ def allotted(
     last on in each matrix. While the sum of the changes so far is above zero the next is the last direction of some
     matrix that lowers the loss, the one of smallest size; else one that raises it; whichever there is where there is
     only one kind. Equal ones in the order of the matrices. Ends when the numbers stored are at most the share asked
-    for, or nothing is left to remove: of each matrix as many directions stay as floors has, one unless given.
+    for, or nothing is left to remove: of each matrix as many directions stay as floors has, one unless given. align:
+    those go together that leave a multiple of it, by the sum of their changes.
     """
     order = {key: place for place, key in enumerate(shapes)}
     ranks = {key: min(shape) for key, shape in shapes.items()}
     waiting: dict[bool, list[tuple[float, int, str]]] = {True: [], False: []}
 
+    def next_of(key: str) -> tuple[int, float]:
+        """The rank below the one that a matrix has, and by what the loss would change."""
+        below = (ranks[key] - 1) // (align or 1) * (align or 1)
+        return below, sum(effects[key][below : ranks[key]])
+
     def offer(key: str) -> None:
-        if ranks[key] > (1 if floors is None else floors[key]):
-            effect = effects[key][ranks[key] - 1]
+        below, effect = next_of(key)
+        if below >= (1 if floors is None else floors[key]):
             heapq.heappush(waiting[effect > 0], (abs(effect), order[key], key))
 
     for key in shapes:
@@ -177,8 +193,8 @@ def allotted(
         raises = total <= 0
         _, _, key = heapq.heappop(waiting[raises] or waiting[not raises])
         before = stored_parameters(shapes[key], ranks[key])
-        total += effects[key][ranks[key] - 1]
-        ranks[key] -= 1
+        ranks[key], effect = next_of(key)
+        total += effect
         stored += stored_parameters(shapes[key], ranks[key]) - before
         offer(key)
     return {

@@ -19,6 +19,7 @@ from harness_ext.methods.correction import PULL_BACK, RESTORE
 from harness_ext.methods.search_registry import Fraction, SearchResult, search
 from harness_ext.search.factorisations import step_of
 from harness_ext.search.zero_sum import (
+    Align,
     Ridge,
     agreement,
     allotted,
@@ -53,18 +54,19 @@ def zero_sum_staged(
     ridge: Ridge = 1e-4,
     stages: Annotated[int, Field(ge=1)] = 6,
     directions: Annotated[int, Field(ge=1)] = 1,
+    align: Align = None,
 ) -> SearchResult:
-    """param_fraction, min_fraction, ridge: see `zero_sum`. stages: how often all matrices are scored and truncated,
-    each time to the whole budget; 1 is `zero_sum`. directions: on how many gradients a correction is projected
-    (`pull_back`), each of one of the sixteen batches of the documents, another one in every stage; published is one
-    text of 1,024 tokens. A matrix that a stage leaves dense is the original again, as published.
+    """param_fraction, min_fraction, ridge, align: see `zero_sum`. stages: how often all matrices are scored and
+    truncated, each time to the whole budget; 1 is `zero_sum`. directions: on how many gradients a correction is
+    projected (`pull_back`), each of one of the sixteen batches of the documents, another one in every stage; published
+    is one text of 1,024 tokens. A matrix that a stage leaves dense is the original again, as published.
 
     Nothing is tried before the outcome; its score is the one trial. Raises BudgetTooSmall where the least ranks
     leave more than the budget, and UserError where an earlier step edited one of the matrices: they are pulled towards
     the unedited model.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
-    floors = {key: least_rank(shape, min_fraction) for key, shape in shapes.items()}
+    floors = {key: least_rank(shape, min_fraction, align) for key, shape in shapes.items()}
     check_floors(shapes, floors, param_fraction, min_fraction)
     _check_unedited(evaluator)
     run, found = _Stages(evaluator, ridge, directions), []
@@ -72,7 +74,7 @@ def zero_sum_staged(
         if stage and not run.pull_back(stage - 1):
             break
         effects = effects_of(evaluator, ridge)
-        found.append(allotted(shapes, effects, param_fraction, floors))
+        found.append(allotted(shapes, effects, param_fraction, floors, align))
         run.truncate(found[-1], stage)
     evaluator.context.progress.advance(1)
     removed = sum(effect for key, rank in found[-1].items() for effect in effects[key][rank:])

@@ -12,7 +12,7 @@ from harness_ext.editing.plan_measurement import MeasuredEdit, _carried_on, _Mea
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
 from harness_ext.model.checkpoint import read_checkpoint
-from harness_ext.recipe.recipe import parse_recipe, shipped_names
+from harness_ext.recipe.recipe import parse_recipe, recipe_from, shipped_names
 
 DATA_FREE = ("svd:keep.rank=3", "laser", "magnitude", "noise", "random-subspace", "identity", "bottom-k")
 
@@ -126,6 +126,27 @@ def test_json_has_what_the_lines_say(lm_eval) -> None:
     for group in data["matrices"]:
         assert f"{group['number']} x {group['what']}" in lines.out
     assert "256 documents of 12 tokens" in lines.out and "beyond the loaded model" in lines.out
+
+
+@pytest.mark.parametrize("name", ["zero-sum", "lems", "strs", "d-rank", "zero-sum-staged"])
+def test_a_search_of_ranks_saves_what_its_budget_asks_for(make_model, name: str) -> None:
+    checkpoint = read_checkpoint(str(make_model("llama", dtype="float16")))
+    planned = plan(parse_recipe(f"{name}:param_fraction=0.7"), checkpoint)
+    whole = sum(item.parameters_before for item in planned.matrices)
+    saved = planned.parameters - planned.parameters_after
+    assert 0 <= saved - 0.3 * whole < 1 and planned.stored_bytes - planned.bytes_after == 2 * saved
+    assert plan(parse_recipe("laser-search"), checkpoint).parameters_after == planned.parameters
+
+
+def test_a_budget_is_not_counted_where_a_later_step_edits_again(make_model) -> None:
+    checkpoint = read_checkpoint(str(make_model("llama")))
+    first, second = parse_recipe("zero-sum").steps[0], parse_recipe("svd:matrices=[q_proj],layers=[0]").steps[0]
+    steps = [one.model_dump(mode="json", exclude_unset=True) for one in (first, second)]
+    planned = plan(recipe_from({"name": "both", "steps": steps}, origin="both"), checkpoint)
+    again = [item for item in planned.matrices if item.step == 1]
+    assert planned.parameters - planned.parameters_after == sum(
+        item.parameters_before - item.parameters_after for item in again
+    )
 
 
 @pytest.mark.slow

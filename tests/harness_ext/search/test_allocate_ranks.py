@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy
 import pytest
@@ -11,9 +11,10 @@ import torch
 from harness_ext.errors import BudgetTooSmall
 from harness_ext.methods.allocation import Spectrum, d_rank, least_error, scaled
 from harness_ext.model.size import stored_parameters
+from harness_ext.search.factorisations import Factorisation
 from tests.harness_ext.search.test_searches import documents_for, found_by
 
-FACTORISATIONS = ["feature_space", "anchored", "two_sided_svd", "activation_aware_svd", "truncate_svd"]
+FACTORISATIONS = get_args(Factorisation)
 
 
 def inputs_of(lm: Any, module: str, documents: Any) -> numpy.ndarray:

@@ -27,6 +27,7 @@ def test_the_floor_is_the_published_one(shape: tuple[int, int], share: float) ->
     largest = max((rank for rank in range(1, min(shape)) if rank * (rows + columns) < rows * columns), default=0)
     assert least_rank(shape, share) == max(1, math.ceil(round(share * largest, 9)))
     assert least_rank(shape, None) == 1
+    assert least_rank(shape, share, 8) == 8 * math.ceil(least_rank(shape, share) / 8)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -42,6 +43,48 @@ def test_no_rank_goes_below_its_floor_and_the_budget_is_kept(seed: int) -> None:
         assert sum(stored_parameters(shapes[key], ranks.get(key, 10**6)) for key in shapes) <= share * whole
     assert ranks == {}
     assert allotted(shapes, effects, 0.5, dict.fromkeys(shapes, 1)) == allotted(shapes, effects, 0.5)
+
+
+@pytest.mark.parametrize("align", [1, 3, 4])
+@pytest.mark.parametrize("seed", range(6))
+def test_directions_go_in_groups_that_leave_a_multiple(seed: int, align: int) -> None:
+    """Against a loop that looks at every matrix before each group."""
+    draw = numpy.random.default_rng(seed)
+    shapes = {f"m{number}": (int(draw.integers(8, 30)), int(draw.integers(8, 30))) for number in range(5)}
+    effects = {key: draw.normal(size=min(shape)).tolist() for key, shape in shapes.items()}
+    ranks, total = {key: min(shape) for key, shape in shapes.items()}, 0.0
+    dense = {key: rows * columns for key, (rows, columns) in shapes.items()}
+
+    def stored() -> int:
+        return sum(min(dense[key], rank * sum(shapes[key])) for key, rank in ranks.items())
+
+    while stored() > 0.6 * sum(dense.values()):
+        groups = {}
+        for key, rank in ranks.items():
+            below = max(place for place in range(rank) if place % align == 0)
+            if below > 0:
+                groups[key] = below, float(numpy.sum(effects[key][below:rank]))
+        fitting = {key: one for key, one in groups.items() if (one[1] > 0) == (total <= 0)} or groups
+        key = min(fitting, key=lambda name: abs(fitting[name][1]))
+        ranks[key], change = fitting[key]
+        total += change
+    expected = {key: rank for key, rank in ranks.items() if rank * sum(shapes[key]) < dense[key]}
+    assert expected and allotted(shapes, effects, 0.6, align=align, floors=dict.fromkeys(shapes, align)) == expected
+    assert all(rank % align == 0 for rank in expected.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zero-sum", "zero-sum-staged:stages=2"])
+def test_aligned_ranks_end_to_end(make_lm: Any, name: str) -> None:
+    lm = make_lm("llama")
+    name, _, more = name.partition(":")
+    chosen = found_by(
+        lm, f"{name}:{','.join(filter(None, [more, 'align=4', 'param_fraction=0.6']))}", documents_for(lm, 8)
+    )
+    ranks = [rank for step in chosen for rank in step.get("keep", {}).get("ranks", {}).values()]
+    assert ranks and all(rank % 4 == 0 for rank in ranks)
+    with pytest.raises(BudgetTooSmall, match="a rank of 16 in every matrix"):
+        found_by(lm, f"{name}:align=16,param_fraction=0.1", documents_for(lm, 8))
 
 
 @pytest.mark.slow
