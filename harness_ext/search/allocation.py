@@ -1,25 +1,32 @@
 """Ranks for all matrices at once, by a rule on the spectra of what a factorisation truncates. Papers publish a rule and
 a factorisation together; here any rule goes with any factorisation, so that one can see which of the two helps.
 
-Spectra are of the unedited model. Nothing is tried before the outcome, one ordinary step with a rank for each matrix;
-matrices that stay dense are not in it.
+Spectra are of the unedited model. Nothing is tried before the outcome, one ordinary step with a rank for each matrix,
+but where the number of layers that are cut is searched; matrices that stay dense are not in it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from harness_ext.errors import BudgetTooSmall
 from harness_ext.methods import allocation
 from harness_ext.methods.search_registry import Fraction, SearchResult, refusing, search
-from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
+from harness_ext.search.factorisations import Factorisation, each_decomposed, edits_at, step_of
+from harness_ext.search.trials import least_moved
 
 if TYPE_CHECKING:
     from harness_ext.search.evaluator import CandidateEvaluator
+
+
+SEARCHED = "search"
+ENDS = 5
+"""How many numbers of last layers are tried."""
 
 
 def _contradiction(settings: Mapping[str, Any]) -> str:
@@ -37,7 +44,9 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
 @refusing(_contradiction)
 @search(
     summary="A rank for every matrix under one budget, by a rule on the spectra of what is truncated.",
-    trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
+    trials=lambda shapes, settings: (
+        int(any(min(shape) > 1 for shape in shapes)) * (ENDS if settings["last_blocks"] == SEARCHED else 1)
+    ),
     statistics=("input_second_moment",),
     revision=2,
 )
@@ -51,36 +60,104 @@ def allocate_ranks(
     align: Annotated[int, Field(ge=1)] = 1,
     value_shift: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     pooled: bool = False,
-    last_blocks: Annotated[int, Field(ge=1)] | None = None,
+    last_blocks: Annotated[int, Field(ge=1)] | Literal["search"] | None = None,
     threshold: Annotated[float, Field(gt=0)] | None = None,
 ) -> SearchResult:
     """The rules are those of `harness_ext.methods.allocation`. param_fraction: of the numbers in all matrices together,
     stored as factors where that is smaller. align: ranks are multiples of it. value_shift: of `d-rank`, the share of
     queries and keys that is handed to values; pooled: one budget for all kinds of matrices rather than one for each.
-    last_blocks: only so many layers, the last ones, are cut, and pay for all. threshold: of `marchenko-pastur`, the
+    last_blocks: only so many layers, the last ones, are cut, and pay for all; `search` tries up to five numbers of them
+    and takes the one that moves predictions on the documents least (ERC-SVD, arXiv:2505.20112, goes by the error of the
+    last layer). threshold: of `marchenko-pastur`, the
     edge in units of that of the noise, 1 unless given; by that rule a param_fraction of 1 leaves ranks as they are,
     which is without a budget. Raises BudgetTooSmall for a budget that cannot be met so.
     """
     spectra = {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, factorisation)}
-    dense = _before_the_last(evaluator, last_blocks)
-    if rule == "least-error":
-        ranks = _least_error(spectra, dense, param_fraction, align)
-    elif rule == "marchenko-pastur":
-        above = allocation.marchenko_pastur(spectra, 1.0 if threshold is None else threshold)
-        ranks = allocation.at_most(spectra, above | dict.fromkeys(dense, math.inf), param_fraction, align)
-    else:
-        wanted = {
-            "uniform": lambda: allocation.uniform(spectra),
-            "d-rank": lambda: allocation.d_rank(spectra, param_fraction, value_shift, pooled),
-            "svd-llm-v2": lambda: allocation.svd_llm_v2(spectra, param_fraction),
-        }[rule]()
-        ranks = allocation.scaled(spectra, wanted | dict.fromkeys(dense, math.inf), param_fraction, align)
+    budget = _Budget(rule, param_fraction, align, value_shift, pooled, threshold)
+    if last_blocks == SEARCHED and param_fraction < 1:
+        return _of_several_ends(evaluator, factorisation, spectra, budget)
+    ends = last_blocks if isinstance(last_blocks, int) else None
+    ranks = budget.ranks(spectra, _before_the_last(evaluator, ends))
     evaluator.context.progress.advance(1)
     return SearchResult(
         (step_of(evaluator, factorisation, ranks),) if ranks else (),
-        (f"{len(ranks)} of {len(spectra)} matrices are cut, and {len(spectra) - len(ranks)} stay dense",),
+        (_cut_of(ranks, spectra),),
         reason="" if ranks else _nothing_smaller(rule, param_fraction),
     )
+
+
+class _Budget(NamedTuple):
+    """The settings of `allocate_ranks` that ranks follow from."""
+
+    rule: allocation.Rule
+    param_fraction: float
+    align: int
+    value_shift: float
+    pooled: bool
+    threshold: float | None
+
+    def ranks(self, spectra: Mapping[str, allocation.Spectrum], dense: Sequence[str]) -> dict[str, int]:
+        """Of the matrices that are made smaller. dense: those that may not be. Raises BudgetTooSmall."""
+        if self.rule == "least-error":
+            return _least_error(spectra, dense, self.param_fraction, self.align)
+        whole = dict.fromkeys(dense, math.inf)
+        if self.rule == "marchenko-pastur":
+            above = allocation.marchenko_pastur(spectra, 1.0 if self.threshold is None else self.threshold)
+            return allocation.at_most(spectra, above | whole, self.param_fraction, self.align)
+        wanted = {
+            "uniform": lambda: allocation.uniform(spectra),
+            "d-rank": lambda: allocation.d_rank(spectra, self.param_fraction, self.value_shift, self.pooled),
+            "svd-llm-v2": lambda: allocation.svd_llm_v2(spectra, self.param_fraction),
+        }[self.rule]()
+        return allocation.scaled(spectra, wanted | whole, self.param_fraction, self.align)
+
+
+def _of_several_ends(
+    evaluator: CandidateEvaluator,
+    factorisation: Factorisation,
+    spectra: Mapping[str, allocation.Spectrum],
+    budget: _Budget,
+) -> SearchResult:
+    """Ranks for a few numbers of last layers that meet the budget, each tried; those that move predictions least."""
+    found: dict[int, dict[str, int]] = {}
+    layers = evaluator.weights.layout.layers
+    for count in _ends(layers, budget.param_fraction):
+        # A few layers may hold less than the budget asks for; all of them are the budget without this setting.
+        with suppress(*(() if count == layers else (BudgetTooSmall,))):
+            found[count] = budget.ranks(spectra, _before_the_last(evaluator, count))
+    found = {count: ranks for count, ranks in found.items() if ranks}
+    if not found:
+        return SearchResult((), reason=_nothing_smaller(budget.rule, budget.param_fraction))
+    largest = {key: max(ranks.get(key, 0) for ranks in found.values()) for key in spectra}
+    factors = {}
+    for matrix, _, made in each_decomposed(evaluator, factorisation):
+        if largest[matrix.key]:
+            left, right = (factor.to(evaluator.weight(matrix)) for factor in made.serving(largest[matrix.key]))
+            factors[matrix.key] = left.cpu(), right.cpu()
+    evaluator.measure_divergence()
+    trials = [
+        evaluator.try_together(
+            edits_at(evaluator, factors, ranks), step_of(evaluator, factorisation, ranks) | {"last_blocks": count}
+        )
+        for count, ranks in found.items()
+    ]
+    best = least_moved(trials)
+    count = best.setting["last_blocks"]
+    told = f"cutting the last {count} of {layers} layers moves predictions by {best.divergence:.3g} nats, the least of"
+    return SearchResult(
+        (step_of(evaluator, factorisation, found[count]),),
+        (_cut_of(found[count], spectra), f"{told} {' '.join(map(str, found))} layers"),
+    )
+
+
+def _ends(layers: int, param_fraction: float) -> list[int]:
+    """Up to so many numbers of last layers, evenly from the fewest that could pay for all to all of them."""
+    fewest = min(layers, math.floor((1 - param_fraction) * layers + 1e-9) + 1)
+    return sorted({round(fewest + place * (layers - fewest) / (ENDS - 1)) for place in range(ENDS)})
+
+
+def _cut_of(ranks: Mapping[str, int], spectra: Mapping[str, allocation.Spectrum]) -> str:
+    return f"{len(ranks)} of {len(spectra)} matrices are cut, and {len(spectra) - len(ranks)} stay dense"
 
 
 def _nothing_smaller(rule: allocation.Rule, param_fraction: float) -> str:
@@ -98,7 +175,7 @@ def _before_the_last(evaluator: CandidateEvaluator, last_blocks: int | None) -> 
 
 
 def _least_error(
-    spectra: Mapping[str, allocation.Spectrum], dense: list[str], param_fraction: float, align: int
+    spectra: Mapping[str, allocation.Spectrum], dense: Sequence[str], param_fraction: float, align: int
 ) -> dict[str, int]:
     """The rule for the matrices that may be cut: the others take their whole size out of the budget."""
     cut = {key: one for key, one in spectra.items() if key not in dense}

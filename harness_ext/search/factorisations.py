@@ -146,3 +146,16 @@ def step_of(evaluator: CandidateEvaluator, factorisation: Factorisation, ranks: 
         **_SETTINGS.get(factorisation, {}),
         **learned,
     }
+
+
+def edits_at(
+    evaluator: CandidateEvaluator, factors: Mapping[str, tuple[Tensor, Tensor]], ranks: Mapping[str, int]
+) -> dict[Matrix, Tensor]:
+    """The matrices that have ranks, at these, on the model's device. factors: of no smaller rank, by `Matrix.key`."""
+    edits = {}
+    for matrix in evaluator.matrices:
+        if matrix.key in ranks:
+            left, right = factors[matrix.key]
+            rank = ranks[matrix.key]
+            edits[matrix] = (left[:, :rank] @ right[:rank]).to(evaluator.lm.device)
+    return edits

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from harness_ext.errors import VariantFailed
 from harness_ext.methods import allocation
 from harness_ext.methods.allocation import Spectrum
 from harness_ext.methods.search_registry import Fraction, SearchResult, refusing, search
-from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
+from harness_ext.search.factorisations import Factorisation, each_decomposed, edits_at, step_of
+from harness_ext.search.trials import Trial, least_moved
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.search.evaluator import CandidateEvaluator
-    from harness_ext.search.trials import Trial
 
 _Depth = Annotated[float, Field(ge=0)]
 _Depths = Annotated[tuple[_Depth, ...], Field(min_length=1)]
@@ -112,8 +111,8 @@ def lems(
         step = step_of(evaluator, factorisation, ranks)
         if str(step["keep"]) not in plans:
             setting = step | {"exponent": exponent, "strength": strength}
-            plans[str(step["keep"])] = evaluator.try_together(_edits(evaluator, measured, ranks), setting)
-    return _least_moved(list(plans.values()), measured)
+            plans[str(step["keep"])] = evaluator.try_together(edits_at(evaluator, measured.factors, ranks), setting)
+    return _outcome(list(plans.values()), measured)
 
 
 def _dense() -> SearchResult:
@@ -144,25 +143,9 @@ def _measured(
     return found
 
 
-def _edits(evaluator: CandidateEvaluator, measured: _MeasuredAlone, ranks: Mapping[str, int]) -> dict[Any, Tensor]:
-    edits = {}
-    for matrix in evaluator.matrices:
-        if matrix.key in ranks:
-            left, right = measured.factors[matrix.key]
-            rank = ranks[matrix.key]
-            edits[matrix] = (left[:, :rank] @ right[:rank]).to(evaluator.lm.device)
-    return edits
-
-
-def _least_moved(trials: Sequence[Trial], measured: _MeasuredAlone) -> SearchResult:
-    """The plan whose predictions moved least, among equals the first."""
-    finite = [trial for trial in trials if trial.divergence is not None and math.isfinite(trial.divergence)]
-    if not finite:
-        raise VariantFailed(
-            "non_finite_loss",
-            f"of the {len(trials)} plans none has finite predictions on the calibration documents: none can be chosen",
-        )
-    best = min(finite, key=lambda trial: trial.divergence or 0.0)
+def _outcome(trials: Sequence[Trial], measured: _MeasuredAlone) -> SearchResult:
+    """What it comes to: the plan whose predictions moved least."""
+    best = least_moved(trials)
     step = {name: value for name, value in best.setting.items() if name not in ("exponent", "strength")}
     cut, broken = len(step["matrices"]), [key for key, one in measured.divergences.items() if not math.isfinite(one[1])]
     notes = [

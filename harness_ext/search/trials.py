@@ -208,3 +208,14 @@ def told_setting(setting: Mapping[str, Any]) -> str:
         kept["rank"] = next(iter(ranks.values()))
     others = {name: value for name, value in setting.items() if isinstance(value, (int, float)) and name != "seed"}
     return " ".join([what, *(f"{name} {value}" for name, value in {**kept, **others}.items())])
+
+
+def least_moved(trials: Sequence[Trial]) -> Trial:
+    """The first of those whose predictions moved least. Raises VariantFailed where none has finite ones."""
+    finite = [trial for trial in trials if trial.divergence is not None and math.isfinite(trial.divergence)]
+    if not finite:
+        raise VariantFailed(
+            "non_finite_loss",
+            f"of the {len(trials)} plans none has finite predictions on the calibration documents: none can be chosen",
+        )
+    return min(finite, key=lambda trial: trial.divergence or 0.0)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from harness_ext.editing.controls import control_recipe
-from harness_ext.errors import BudgetTooSmall
+from harness_ext.errors import BudgetTooSmall, RecipeError
 from harness_ext.methods.allocation import Spectrum
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import parse_recipe
@@ -123,6 +123,47 @@ def test_lems_finds_what_a_plain_loop_finds(make_lm: Any) -> None:
     assert chosen["keep"]["ranks"] == expected and len(expected) > 2
     assert divergence(chosen["keep"]["ranks"]) == pytest.approx(least)
     assert (chosen["method"], chosen["centred"], chosen["bias"]) == ("feature_space", False, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["uniform", "least-error"])
+def test_the_number_of_last_blocks_is_that_of_a_plain_loop(make_lm: Any, rule: str) -> None:
+    lm = make_lm("llama")
+    documents = documents_for(lm, 20)
+    recipe = f"d-rank:rule={rule},matrices=[o_proj,down_proj,up_proj],param_fraction=0.75"
+    plain, before = Plain(lm, documents, recipe), chances(lm, documents)
+    tried = {}
+    for count in (1, 2, 3):
+        (chosen,) = found_by(lm, f"{recipe},last_blocks={count}", documents)
+        ranks = chosen["keep"]["ranks"]
+        tried[count] = moved(before, plain.with_ranks(ranks, lambda: chances(lm, documents))), ranks
+    (record,) = lm.apply(parse_recipe(f"{recipe},last_blocks=search"), drawing(documents)).searches
+    lm.undo()
+    least = min(tried, key=lambda count: tried[count][0])
+    assert record["chosen"][0]["keep"]["ranks"] == tried[least][1] and "last_blocks" not in record["chosen"][0]
+    assert record["notes"][1].startswith(f"cutting the last {least} of 3 layers moves predictions by ")
+    divergences = {trial["last_blocks"]: trial["divergence"] for trial in record["trials"] if "last_blocks" in trial}
+    assert divergences == pytest.approx({count: one for count, (one, _) in tried.items()}, rel=1e-3)
+    (accepted,) = [trial for trial in record["trials"] if trial["accepted"]]
+    assert accepted["last_blocks"] == least
+
+
+def test_numbers_of_last_blocks_that_are_tried() -> None:
+    from harness_ext.search.allocation import _ends
+
+    assert _ends(30, 0.8) == [7, 13, 18, 24, 30] and _ends(3, 0.8) == [1, 2, 3] and _ends(2, 0.1) == [2]
+
+
+def test_ends_that_hold_too_little_are_passed_over(make_lm: Any) -> None:
+    recipe = f"d-rank:rule=uniform,{SOME},last_blocks=search,param_fraction="
+    lm = make_lm("llama")
+    (record,) = lm.apply(parse_recipe(f"{recipe}0.35"), drawing(documents_for(lm, 12))).searches
+    lm.undo()
+    assert [trial["last_blocks"] for trial in record["trials"] if "last_blocks" in trial] == [3]
+    with pytest.raises(BudgetTooSmall):
+        found_by(lm, f"{recipe}0.01", documents_for(lm, 12))
+    with pytest.raises(RecipeError, match="last_blocks"):
+        parse_recipe("d-rank:last_blocks=some")
 
 
 @pytest.mark.parametrize("factorisation", [one for one in get_args(Factorisation) if one != "feature_space"])
