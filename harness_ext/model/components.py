@@ -39,7 +39,7 @@ COMPONENTS = {
 
 _ROTATED = ("llama", "mistral", "qwen2", "gemma", "gemma2", "granite", "mixtral", "qwen2_moe")
 """Rotary positions on whole heads, in two halves."""
-_UNROTATED = ("gpt2", "opt", "openai-gpt", "gpt_neo", "gpt_bigcode", "bloom")
+_UNROTATED = ("gpt2", "opt", "openai-gpt", "gpt_neo", "gpt_bigcode", "bloom", "mpt")
 """Positions in the embeddings, or as numbers added to scores."""
 _NORMALISED = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")
 

@@ -144,6 +144,7 @@ UNROTATED: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neo": ("gpt_neo", {**_COMMON, "num_layers": 3, "num_heads": 4, "attention_types": [[["global"], 3]]}),
     "gpt_bigcode": ("gpt_bigcode", _GPT),
     "openai-gpt": ("openai-gpt", _GPT),
+    "mpt": ("mpt", {**_SPECIAL, "d_model": 24, "n_heads": 4, "n_layers": 3, "expansion_ratio": 2, "max_seq_len": 64}),
 }
 
 # Latent attention, fused experts in other layouts, and hybrids, which have not every role in every layer.
