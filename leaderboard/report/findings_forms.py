@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 
 from leaderboard.report.findings import PageLine
+from leaderboard.terminal.listing import wrapped_text
 from leaderboard.terminal.output import as_text
 
 _LABEL = 11
@@ -40,13 +41,12 @@ def _terminal(line: PageLine, width: int) -> str:
     if line.form == "command":
         return textwrap.indent(BREAK.join(_command_lines(line.text, width - _ROOM)), "  ")
     first = {"finding": f"    {line.label:{_LABEL}}", "recipe": "  "}.get(line.form, "")
-    filled = textwrap.fill(
-        line.text,
-        width,
-        initial_indent=first,
-        subsequent_indent=" " * max(len(first), 4 if line.form == "recipe" else 0),
-        break_on_hyphens=False,
-    )
+    indent = " " * max(len(first), 4 if line.form == "recipe" else 0)
+    if any(len(word) > width - len(indent) for word in line.text.split()):
+        # Recipes in full: broken after their commas and colons, where textwrap would break inside of a word.
+        filled = first + f"\n{indent}".join(wrapped_text(line.text, width - len(indent)))
+    else:
+        filled = textwrap.fill(line.text, width, initial_indent=first, subsequent_indent=indent, break_on_hyphens=False)
     return f"\n{filled}" if line.form == "heading" else filled
 
 

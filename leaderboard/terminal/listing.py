@@ -64,7 +64,7 @@ def _rooms(rows: Sequence[Sequence[str]], width: int, may_wrap: Sequence[bool]) 
 
 
 def _lines(row: Sequence[str], rooms: Sequence[int], tints: Mapping[str, str]) -> list[str]:
-    wrapped = [_wrapped(text, room) for text, room in zip(row, rooms)]
+    wrapped = [wrapped_text(text, room) for text, room in zip(row, rooms)]
     lines = []
     for number in range(max(map(len, wrapped))):
         parts = []
@@ -76,7 +76,7 @@ def _lines(row: Sequence[str], rooms: Sequence[int], tints: Mapping[str, str]) -
     return lines
 
 
-def _wrapped(text: str, room: int) -> list[str]:
+def wrapped_text(text: str, room: int) -> list[str]:
     """Text in pieces of at most `room` letters, each as long as can be, that joined are the text."""
     pieces = [""]
     for word in re.findall(r"[^-_./,:+=\s]*[-_./,:+=\s]?", text):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from leaderboard.board.cell import Cell, changed
-from leaderboard.report.findings import AuditedRecipe, answer, finding_rows, findings_page
+from leaderboard.report.findings import AuditedRecipe, PageLine, answer, finding_rows, findings_page
 from leaderboard.report.findings_forms import as_markdown_page, as_terminal_page
 
 LASER = AuditedRecipe("laser", "From the weights alone")
@@ -136,3 +136,10 @@ def test_rows_are_data() -> None:
     assert (gain["finding"], gain["against_control"], gain["improvement"]) == ("beats", ["better"], 0.1)
     assert (open_one["finding"], open_one["documents_needed"], open_one["kind"]) == ("undecided", 900, LASER.kind)
     assert list(gain) == list(open_one)
+
+
+def test_a_recipe_in_full_is_broken_between_its_settings() -> None:
+    label = "eigenprune:calibration.task=[real_wikidata,real_arc_easy],calibration.samples=96,calibration.seed=1"
+    lines = as_terminal_page([PageLine("finding", label, "asked as")], 80).splitlines()
+    assert max(map(len, lines)) <= 80 and "".join(line[15:] for line in lines) == label
+    assert all(line[-1] in ",:=." for line in lines[:-1])
