@@ -107,7 +107,7 @@ def apply_recipe(
 def _ranks(applied: AppliedRecipe) -> dict[str, int]:
     """At which rank each matrix was left that was edited so far, by `Matrix.key`, where no later edit overwrote it."""
     left = standing(applied.edited, lambda item: (item.written.name, item.written.part))
-    return {" ".join(filter(None, (item.written.name, item.written.part))): item.written.rank_after for item in left}
+    return {item.written.key: item.written.rank_after for item in left}
 
 
 def _apply_healing(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
@@ -158,7 +158,7 @@ def _notes(weights: Weights, records: Sequence[MatrixRecord]) -> Iterator[str]:
 def _lost_units(records: Sequence[MatrixRecord]) -> Iterator[str]:
     """That matrices lost rows or columns, and how the model computes without them."""
     cut = [
-        (left / full, f"{record.name} has {left} of {full} {what}")
+        (left / full, f"{record.key} has {left} of {full} {what}")
         for record in records
         for what, left, full in zip(
             ("rows", "columns"), (record.rows_kept, record.columns_kept), record.shape, strict=True

@@ -239,7 +239,7 @@ def _shifted(applied: AppliedRecipe) -> list[str]:
     most, record = max(large, key=lambda pair: pair[0])
     return [
         f"in {len(large)} of {len(shifted)} matrices or heads the bias is shifted by more than a typical output, most"
-        f" in {record.name}: by {most:.3g} times as much. Scores may show the shift rather than what was to be edited;"
+        f" in {record.key}: by {most:.3g} times as much. Scores may show the shift rather than what was to be edited;"
         " calibrate on other texts, or set bias=false where the method has it"
     ]
 

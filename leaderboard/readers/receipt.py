@@ -174,6 +174,11 @@ class ReceiptMatrix(ReceiptPart):
     stored: str | None = None
     rank_asked: Whole | None = None
 
+    @property
+    def key(self) -> str:
+        """The parameter, with the part of it where it is one of several."""
+        return self.name if self.part is None else f"{self.name} {self.part}"
+
 
 class MatrixRecord(ReceiptMatrix):
     """A row as this version writes it: what is known of every edit is required.

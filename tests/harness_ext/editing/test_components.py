@@ -262,6 +262,8 @@ def test_keys_that_need_fewer_dimensions_lose_the_rest_and_no_output_changes(mak
     applied = lm.apply(mixing(left / heads.width), drawing(documents_for(lm, 6)))
     torch.testing.assert_close(outputs(lm.model), expected, rtol=1e-3, atol=1e-4)
     assert {record.rows_kept for record in applied.records} == {left * heads.queries, left * heads.key_values}
+    if family == "gpt2":
+        assert any(f"c_attn.weight k_proj has {left * heads.key_values} of " in note for note in applied.notes)
     lost = sum(record.parameters_before - record.parameters_after for record in applied.records)
     assert lost > 0 and lm.totals()["parameters_after"] == size - lost
     assert plan(mixing(left / heads.width), read_checkpoint(lm.loaded_from)).parameters_after == size - lost
