@@ -22,7 +22,8 @@ def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
     """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks."""
     if EVALUATED in calibration.tasks:
         raise UserError(
-            "calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK"
+            "calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK,"
+            " and heal.task=TASK where it has heal"
         )
     from harness_ext.lm_eval_adapter.task_index import task_manager
     from harness_ext.lm_eval_adapter.task_loading import load_tasks

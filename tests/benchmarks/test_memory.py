@@ -20,12 +20,14 @@ from harness_ext.demo import demo_path
 from harness_ext.editing.plan import plan
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
+from harness_ext.recipe.schema import HEAL
 
 pytestmark = pytest.mark.benchmark
 
 WIDTH, INNER, LAYERS = 768, 3072, 2
 SLACK_MIB = 96
 LEARNING = "calibration.task=int_mult,calibration.samples=24"
+HEALING = "heal.task=int_mult,heal.documents=24"
 # Blocks of a megabyte or more go back to the system when they are freed: what is measured is what is in use.
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "2"}
 FACTORED = ("svd:factored=true", "svd-llm:factored=true")
@@ -52,8 +54,10 @@ def larger_model(folder: Path) -> Path:
 
 
 def specification(name: str) -> str:
-    learns = any(step.calibration is not None for step in parse_recipe(name).steps)
-    return f"{name}{',' if ':' in name else ':'}{LEARNING}" if learns else name
+    steps = parse_recipe(name).steps
+    changes = [LEARNING] * any(step.calibration is not None for step in steps)
+    changes += [HEALING] * any(step.method == HEAL for step in steps)
+    return f"{name}{',' if ':' in name else ':'}{','.join(changes)}" if changes else name
 
 
 def test_peak_memory_of_every_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +66,7 @@ def test_peak_memory_of_every_recipe(tmp_path: Path, capsys: pytest.CaptureFixtu
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("peak_memory.py"), model, *recipes.values()],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
         env={**os.environ, **GLIBC},
