@@ -152,5 +152,10 @@ def test_figures_are_of_recipes_and_their_seeds(
     assert of_svd.kept == round(totals["parameters_after"] / totals["parameters_before"], 3) < 1
     assert of_svd.outcomes["int_mult"].beats and "| `svd` | 75% |" in real.table(real.by_recipe(figures))
     real.summary(real.by_recipe(figures))
+    for path in tmp_path.glob("demo/*/receipt.json"):
+        if json.loads(path.read_text())["recipe"]["label"] == "svd":
+            found = json.loads(path.read_text())
+            path.write_text(json.dumps(found | {"recipe_id": "of before"}))
+    assert {one.recipe for one in real.measured(tmp_path)} == {"baseline", learned}, "nor are runs of other settings"
     monkeypatch.setattr(parse_recipe("svd").__class__, "revisions", {"truncate_svd": 2})
     assert [one.recipe for one in real.measured(tmp_path)] == [], "runs by another revision are no figures"

@@ -186,8 +186,8 @@ class Figure:
 
 
 def measured(runs: Path) -> list[Figure]:
-    """The figures of the runs that are there, but for those by an earlier revision of a method. Raises LeaderboardError
-    where there is none.
+    """The figures of the runs that are there, but for those of a recipe that has changed since, or by an earlier
+    revision of a method. Raises LeaderboardError where there is none.
     """
     from leaderboard.board.board import board
     from leaderboard.store import queries
@@ -199,8 +199,26 @@ def measured(runs: Path) -> list[Figure]:
     of_run: dict[str, list[Cell]] = {}
     for cell in cells:
         of_run.setdefault(cell.run_id, []).append(cell)
-    figures = (_figure(by_id[run_id], found) for run_id, found in of_run.items())
+    receipts = {run_id: json.loads(Path(by_id[run_id].path, "receipt.json").read_text("utf-8")) for run_id in of_run}
+    asked = {receipt["recipe_id"] for receipt in receipts.values() if _is_as_today(receipt)}
+    figures = (
+        _figure(by_id[run_id], receipts[run_id], found)
+        for run_id, found in of_run.items()
+        if (receipts[run_id]["recipe"]["control_of"] or receipts[run_id]["recipe_id"]) in asked
+    )
     return in_order(one for one in figures if one is not None)
+
+
+def _is_as_today(receipt: dict[str, Any]) -> bool:
+    """Whether the settings of a run are those that its label stands for today; never those of a control."""
+    from harness_ext.recipe.recipe import parse_recipe
+
+    if receipt["recipe"]["control"] is not None:
+        return False
+    steps = receipt["recipe"]["resolved"]["steps"]
+    tasks = next((step["calibration"]["task"] for step in steps if "calibration" in step), [])
+    today = parse_recipe(written(*_parted(receipt["recipe"]["label"]))).for_tasks(lambda _: tasks)
+    return receipt["recipe_id"] == today.recipe_id
 
 
 def in_order(figures: Iterable[Figure]) -> list[Figure]:
@@ -213,10 +231,9 @@ def identity_of(recipe: Recipe) -> str:
     return " ".join([recipe.recipe_id, *(f"{name}={revision}" for name, revision in recipe.revisions.items())])
 
 
-def _figure(run: RunRow, cells: Sequence[Cell]) -> Figure | None:
+def _figure(run: RunRow, receipt: dict[str, Any], cells: Sequence[Cell]) -> Figure | None:
     from harness_ext.recipe.recipe import parse_recipe
 
-    receipt = json.loads(Path(run.path, "receipt.json").read_text(encoding="utf-8"))
     size = run.parameters_after / run.parameters_before if run.parameters_after and run.parameters_before else None
     name, seed = _parted(run.recipe_label)
     recipe = parse_recipe(written(name, seed))
