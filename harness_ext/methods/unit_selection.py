@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
+from harness_ext.linalg.mixing import least_ridge
 from harness_ext.methods import method
 from harness_ext.model.components import left_of
 
@@ -100,7 +101,7 @@ class Moments(NamedTuple):
         sums = by_halves.double()
         identity = torch.eye(sums.shape[1], dtype=sums.dtype, device=sums.device)
         traces = sums.diagonal(dim1=1, dim2=2).sum(1)
-        pull = max(ridge, _least_ridge(float(traces.sum())))
+        pull = max(ridge, least_ridge(float(traces.sum())))
         testable = bool((traces > 0).all())
         return cls(sums.sum(0) + pull * identity, sums + pull / 2 * identity if testable else None)
 
@@ -118,17 +119,12 @@ class Moments(NamedTuple):
         return held_out < sum(error_of(dense, dense[:, kept], kept, other) for _, other in tests)
 
 
-def _least_ridge(trace: float) -> float:
-    """What is added to the diagonal of a moment in fp64 so that rounding lets it be inverted."""
-    return 8 * 2.0**-52 * trace
-
-
 def with_ridge(moment: Tensor, ridge: float) -> Tensor:
     """A moment `[n, n]` in fp64 with a ridge, no less than rounding asks for."""
     import torch
 
     whole = moment.double()
-    pull = max(ridge, _least_ridge(float(whole.diagonal().sum())))
+    pull = max(ridge, least_ridge(float(whole.diagonal().sum())))
     return whole + pull * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
 
 

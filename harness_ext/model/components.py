@@ -94,6 +94,8 @@ def feeders_of(layout: Layout, matrix: Matrix, kind: str) -> dict[str, Matrix]:
         if feeding:
             found[role] = feeding[0]
     check_not_shared([matrix, *found.values()], "what feeds it differs from layer to layer")
+    if kind in ("values", "unattended", "scores"):
+        _check_clamp(layout, matrix)
     if kind in ("heads", "values"):
         _check_heads(layout, matrix.key, matrix.shape[1], found["v_proj"])
     elif kind == "unattended":
@@ -153,6 +155,15 @@ def _check_heads(layout: Layout, key: str, queries: int, shared: Matrix) -> None
         )
 
 
+def _check_clamp(layout: Layout, matrix: Matrix) -> None:
+    """What is cut off at a size does not mix, and is not as large as weights and inputs say."""
+    if layout.clamp is not None:
+        raise UserError(
+            f"{matrix.key}: the model cuts queries, keys and values off at {layout.clamp:g} (clip_qkv): they can"
+            " neither be mixed nor chosen by their sizes; leave this step out, or choose another method"
+        )
+
+
 def _check_norms(layout: Layout, matrix: Matrix) -> None:
     assert layout.heads is not None, "heads that can be told apart"
     for name, length in layout.vectors.items():
@@ -179,6 +190,12 @@ def _check_coordinates(layout: Layout, keys: Matrix) -> None:
 
 def _check_fit(layout: Layout, matrix: Matrix, feeders: dict[str, Matrix]) -> None:
     width = matrix.shape[1]
+    if layout.units_compared:
+        raise UserError(
+            f"{matrix.key}: the model sets units to zero by how they compare with all others of a layer"
+            " (activation_sparsity_pattern), so that the others would change with every unit that goes; choose a method"
+            " for single matrices, such as svd-llm"
+        )
     for other in feeders.values():
         if other.shape[0] != width:
             raise UserError(

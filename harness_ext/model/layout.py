@@ -132,6 +132,9 @@ class Layout:
     config: the model's config as plain data. shapes: every parameter's name and stored shape. shared: the other names
     of parameters that have several. classes: the class names of modules, which tell more of a model without an entry
     among the architectures.
+
+    clamp: the size at which queries, keys and values are cut off, None where they are not. units_compared: whether
+    hidden units of an MLP are set to zero by how they compare with the others (Gemma 3n).
     """
 
     def __init__(
@@ -150,6 +153,9 @@ class Layout:
         self._inference = infer(shapes, self._classes) if self.architecture is None else Inference()
         # Where the language model is one part among others, a tower for images may name its layers alike.
         text = text_config(config)
+        self.clamp = _clamp_of(text)
+        sparsity = text.get("activation_sparsity_pattern")
+        self.units_compared = any(sparsity) if isinstance(sparsity, list | tuple) else bool(sparsity)
         wrapped = text is not config and any("language_model." in name for name in shapes)
         inside = r"(?:.*\.)?language_model\." if wrapped else ""
         self._layer = (
@@ -390,6 +396,14 @@ class Layout:
             return [replace(matrix, head=number, columns=(span,)) for number, span in enumerate(spans)]
         rows = matrix.rows or ((0, matrix.full_shape[0]),)
         return [replace(matrix, head=number, rows=_within(rows, *span)) for number, span in enumerate(spans)]
+
+
+def _clamp_of(config: Mapping[str, Any]) -> float | None:
+    """`clip_qkv`, which MPT and DBRX have among the settings of attention, and OLMo by itself."""
+    attention = config.get("attn_config")
+    of_attention = attention.get("clip_qkv") if isinstance(attention, Mapping) else None
+    found = config.get("clip_qkv") or of_attention
+    return float(found) if isinstance(found, int | float) and found else None
 
 
 def inferred_note(model_type: str) -> str:

@@ -17,7 +17,7 @@ OTHER_NAMES: Mapping[str, str] = {
     "ercsvd": _LAST_BLOCKS,
     "gfwsvd": "fisher-svd:output=batches",
     "kfacsvd": "fisher-svd",
-    "mpifa": _RECONSTRUCTED,
+    "mpifa": f"{_RECONSTRUCTED},keep.format=pifa",
     "mreconstruct": _RECONSTRUCTED,
     "mreconstruction": _RECONSTRUCTED,
     "pifa": "svd-llm:keep.format=pifa",

@@ -300,6 +300,30 @@ def test_scores_that_a_selection_would_change_otherwise_are_refused(make_lm: Any
         lm.apply(parse_recipe("modegpt-qk"), drawing(documents_for(lm, 2)))
 
 
+@pytest.mark.parametrize(
+    ("family", "settings", "recipe", "why"),
+    [
+        ("mpt", {"attn_config": {"clip_qkv": 6}}, "modegpt-vo", r"values off at 6 \(clip_qkv\)"),
+        ("mpt", {"attn_config": {"clip_qkv": 6}}, "a3-ov", r"values off at 6 \(clip_qkv\)"),
+        ("mpt", {"attn_config": {"clip_qkv": 6}}, "a3", r"values off at 6 \(clip_qkv\)"),
+        ("llama", {"clip_qkv": 8.0}, "a3", r"values off at 8 \(clip_qkv\)"),
+        ("llama", {"activation_sparsity_pattern": [0.95, 0.0]}, "modegpt-mlp", "how they compare with all others"),
+        ("llama", {"activation_sparsity_pattern": 0.5}, "policy-prune", "how they compare with all others"),
+    ],
+)
+def test_settings_that_tie_units_to_each_other_are_refused(
+    make_model: Any, family: str, settings: dict[str, Any], recipe: str, why: str
+) -> None:
+    folder = make_model(family)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(UserError, match=why):
+        plan(parse_recipe(recipe), read_checkpoint(str(folder)))
+    unset = dict.fromkeys(settings)
+    (folder / "config.json").write_text(json.dumps(config | unset))
+    plan(parse_recipe(recipe), read_checkpoint(str(folder)))
+
+
 def test_its_control_draws_as_many_units_at_random(make_lm: Any) -> None:
     lm, recipe = make_lm("llama"), parse_recipe("modegpt-mlp")
     documents = documents_for(lm, 8)

@@ -118,6 +118,12 @@ def test_mixed_before_chosen_before_random() -> None:
         assert mixed < 0.9 * chosen and mixed < 0.9 * scores.lost(scores.edit(ridge=TINY, ranking="random")).sum()
 
 
+def test_no_ridge_is_below_what_rounding_asks_for() -> None:
+    scores = Scores(1, 1, 6, 2, bare=True)
+    scores.inputs = scores.inputs[:, :2]
+    assert bool(scores.edit(ridge=1e-30).weight().isfinite().all())
+
+
 @pytest.mark.parametrize(("ranking", "same"), [("leading", "size"), ("random", "random")])
 def test_where_positions_rotate_them_coordinates_are_chosen(ranking: str, same: str) -> None:
     scores = Scores(2, 2, 6, 7)
