@@ -29,7 +29,7 @@ from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
 from harness_ext.model.size import FACTORS, stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Step, components_among, counted_as, has_prime_units
+from harness_ext.recipe.schema import HEAL, Step, components_among, counted_as, has_prime_units, search_of
 from harness_ext.training.trainer import check_trainable
 
 if TYPE_CHECKING:
@@ -206,9 +206,10 @@ class Plan:
 
     def _saved_by_budgets(self) -> Iterator[tuple[int, int]]:
         """The numbers that each search with a budget saves at least, and the bytes of one; none where a later step
-        edits some of its matrices again, by ranks of its own.
+        edits some of its matrices again, by ranks of its own, as heal does not.
         """
-        last = Counter(item.step for item in self._last())
+        ranked = [item for item in self.matrices if item.method != HEAL]
+        last = Counter(item.step for item in standing(ranked, _place))
         for search in self.searches:
             own = [item for item in self.matrices if item.step == search.step]
             if search.param_fraction < 1 and last[search.step] == len(own):
@@ -216,7 +217,11 @@ class Plan:
                 yield whole - math.floor(search.param_fraction * whole + 1e-6), min(item.element_bytes for item in own)
 
     def _last(self) -> Sequence[PlannedMatrix]:
-        return standing(self.matrices, lambda item: (item.matrix.parameter, item.matrix.part))
+        return standing(self.matrices, _place)
+
+
+def _place(item: PlannedMatrix) -> tuple[str, str | None]:
+    return item.matrix.parameter, item.matrix.part
 
 
 def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: int = TOKENS) -> Plan:
@@ -299,7 +304,7 @@ def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers:
     from harness_ext.calibration.collect import groups
 
     assert step.calibration is not None
-    search, settings = registered_searches()[step.method], step.parameters
+    search, settings = search_of(step), step.parameters
     trials = planned_trials(step.method, matrices, layers, settings)
     among = search.among(matrices, layers, settings)
     # An edit of layer l, counted from 0, changes what the layers from l on compute.
@@ -309,7 +314,7 @@ def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers:
         sum(share * search.trials([matrix.shape], settings) for share, matrix in zip(shares, among, strict=True)),
     )
     gathered = len(search.statistics) * sum(1 for _ in groups(among, search.statistics)) if search.statistics else 0
-    gathered *= settings.get("stages", 1)
+    gathered *= search.gatherings(settings)
     # As it is, as it becomes, and once for the states that enter each layer.
     passes = 3 + gathered + tried
     budget = settings.get("param_fraction", 1.0)

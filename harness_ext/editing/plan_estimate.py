@@ -30,7 +30,7 @@ from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import registered_searches
 from harness_ext.methods.statistic_registry import statistics_among
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.recipe.schema import method_of, statistics_of
+from harness_ext.recipe.schema import method_of, search_of, statistics_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,12 +125,13 @@ def passes_of(plan: Plan, number: int, step: Step) -> Passes:
     """How often a step goes over its documents."""
     if step.is_search:
         found = next(search for search in plan.searches if search.step == number)
-        statistics = registered_searches()[step.method].statistics
-        gradients = sum(item.needs_gradients for item in statistics_among(statistics))
-        # What goes by second moments gathers them again for the step that it found.
-        gathering = 2.0 if "input_second_moment" in statistics else float(bool(statistics))
-        repeated = float(step.parameters.get("stages", 1))
-        return Passes(found.passes, repeated * gradients, repeated * gathering, at_most=found.trials > 1)
+        search = search_of(step)
+        times = float(search.gatherings(step.parameters))
+        gradients = sum(item.needs_gradients for item in statistics_among(search.statistics))
+        # What goes by second moments gathers them again for the steps that it found.
+        again = step.parameters.get("stages", 1) if "input_second_moment" in search.statistics else 0
+        gathering = times * bool(search.statistics) + again
+        return Passes(found.passes, times * gradients, gathering, at_most=found.trials > 1)
     method, matrices = method_of(step), [item.matrix for item in _own(plan, number)]
     gradients = any(item.needs_gradients for item in statistics_among(method.gathered))
     if not method.statistics:
@@ -281,7 +282,7 @@ def _documents(step: Step) -> int:
 def _names(step: Step) -> frozenset[str]:
     """The statistics that a step gathers."""
     if step.is_search:
-        return registered_searches()[step.method].statistics
+        return search_of(step).statistics
     return method_of(step).gathered
 
 
@@ -326,7 +327,7 @@ def _edit_of(step: Step) -> tuple[Step, int]:
     """
     if not step.is_search:
         return step, 1
-    by_moments = "input_second_moment" in registered_searches()[step.method].statistics
+    by_moments = "input_second_moment" in search_of(step).statistics
     times = 2 * step.parameters.get("stages", 1) if by_moments else 1
     return parse_recipe("svd-llm" if by_moments else "svd").steps[0], times
 

@@ -169,7 +169,7 @@ def scaled(
     if _stored(spectra, at(low)) > budget:
         raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
-            " raise it, or choose other matrices"
+            f" raise it,{' lower align,' if align > 1 else ''} or choose other matrices"
         )
     while _stored(spectra, at(high)) <= budget:
         low, high = high, 2 * high
@@ -245,7 +245,7 @@ def least_error(
         least = smallest / sum(one.size for one in spectra.values())
         raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
-            " raise it, or choose other matrices"
+            f" raise it,{' lower align,' if align > 1 else ''} or choose other matrices"
             if within[0] == 0
             else f"a budget of {param_fraction:g} of the parameters is too small: the smallest ranks allowed leave"
             f" {least:.3g} of them; raise it, or allow smaller ranks"

@@ -61,11 +61,17 @@ def everything(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, A
 
 
 Contradiction = Callable[[Mapping[str, Any]], str]
+StatisticsBySettings = Callable[[Mapping[str, Any]], frozenset[str]]
 
 
 def consistent(settings: Mapping[str, Any]) -> str:
     """Settings of which each value goes with every other: nothing to say."""
     return ""
+
+
+def once(settings: Mapping[str, Any]) -> int:
+    """Statistics that a search gathers one time, whatever its settings."""
+    return 1
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,9 @@ class Search:
     that is none. components: of a search for steps that take whole units away, the kinds of components that it knows,
     each by the role of the matrix that stands for one. contradiction: what its settings, taken together, are at fault
     for, empty where nothing; a recipe is refused for it when it is read, before a model is loaded.
+
+    statistics_by: those that it gathers by its settings, None where these make no difference. gatherings: how often it
+    gathers them.
     """
 
     name: str
@@ -93,6 +102,12 @@ class Search:
     revision: int = 1
     components: Mapping[str, str] = field(default_factory=dict)
     contradiction: Contradiction = consistent
+    statistics_by: StatisticsBySettings | None = None
+    gatherings: Callable[[Mapping[str, Any]], int] = once
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Search:
+        """The search as a step asks for it, with the statistics that its settings use."""
+        return self if self.statistics_by is None else replace(self, statistics=self.statistics_by(settings))
 
 
 def planned_trials(name: str, matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> int:
@@ -182,6 +197,21 @@ def refusing(contradiction: Contradiction) -> Callable[[Callable[..., SearchResu
 
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
         _registry[function.__name__] = replace(_registry[function.__name__], contradiction=contradiction)
+        return function
+
+    return register
+
+
+def gathering(
+    *, by: StatisticsBySettings | None = None, times: Callable[[Mapping[str, Any]], int] = once
+) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
+    """Say of a registered search, above its decorator, which statistics it gathers by its settings, and how often; see
+    `Search.statistics_by` and `Search.gatherings`.
+    """
+
+    def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
+        known = _registry[function.__name__]
+        _registry[function.__name__] = replace(known, statistics_by=by, gatherings=times)
         return function
 
     return register

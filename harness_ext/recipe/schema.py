@@ -332,9 +332,14 @@ def method_of(step: Step) -> Method:
     return registered_methods()[step.method].with_settings(step.parameters)
 
 
+def search_of(step: Step) -> Search:
+    """The search of a step that is one, with the statistics that its settings use."""
+    return registered_searches()[step.method].with_settings(step.parameters)
+
+
 def statistics_of(step: Step) -> frozenset[str]:
     """The names of all that a step learns of its matrices, or searches by."""
-    return registered_searches()[step.method].statistics if step.is_search else method_of(step).statistics
+    return search_of(step).statistics if step.is_search else method_of(step).statistics
 
 
 def component_of(step: Step) -> str | None:

@@ -30,7 +30,7 @@ from harness_ext.model.offload import is_offloaded
 from harness_ext.ranks.group import current
 from harness_ext.ranks.shared_resume import SharedResumeState
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
-from harness_ext.recipe.schema import Calibration, described
+from harness_ext.recipe.schema import Calibration, statistics_of
 from harness_ext.runs import ran_on
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.failures import failures_of_machine, require_finite_results
@@ -198,7 +198,7 @@ class Session:
                 continue
             with located(recipe.place(number)):
                 counts = {drawn.task: len(drawn.documents) for drawn in self.documents(step.calibration)}
-                check_pairs(described(step.method).statistics, counts, step.calibration.batch_size)
+                check_pairs(statistics_of(step), counts, step.calibration.batch_size)
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:

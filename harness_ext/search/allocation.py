@@ -8,16 +8,23 @@ but where the number of layers that are cut is searched; matrices that stay dens
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness_ext.errors import BudgetTooSmall
+from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods import allocation
-from harness_ext.methods.search_registry import Fraction, SearchResult, refusing, search
-from harness_ext.search.factorisations import Factorisation, each_decomposed, edits_at, step_of
+from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, refusing, search
+from harness_ext.search.factorisations import (
+    Factorisation,
+    each_decomposed,
+    edits_at,
+    statistics_by_factorisation,
+    step_of,
+    tried_as,
+)
 from harness_ext.search.trials import least_moved
 
 if TYPE_CHECKING:
@@ -35,6 +42,8 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
         "threshold": ("marchenko-pastur", settings["threshold"] is not None),
         "pooled": ("d-rank", settings["pooled"]),
     }
+    if settings["last_blocks"] == SEARCHED and settings["param_fraction"] == 1:
+        return "last_blocks: a search of them divides a budget, and a param_fraction of 1 is none; give a number"
     for name, (owner, asked) in given.items():
         if asked and rule != owner:
             return f"{name}: it belongs to the rule {owner}, and {rule} has none; leave it out"
@@ -42,6 +51,7 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
 
 
 @refusing(_contradiction)
+@gathering(by=statistics_by_factorisation, times=lambda settings: 2 if settings["last_blocks"] == SEARCHED else 1)
 @search(
     summary="A rank for every matrix under one budget, by a rule on the spectra of what is truncated.",
     trials=lambda shapes, settings: (
@@ -66,18 +76,18 @@ def allocate_ranks(
     """The rules are those of `harness_ext.methods.allocation`. param_fraction: of the numbers in all matrices together,
     stored as factors where that is smaller. align: ranks are multiples of it. value_shift: of `d-rank`, the share of
     queries and keys that is handed to values; pooled: one budget for all kinds of matrices rather than one for each.
-    last_blocks: only so many layers, the last ones, are cut, and pay for all; `search` tries up to five numbers of them
-    and takes the one that moves predictions on the documents least (ERC-SVD, arXiv:2505.20112, goes by the error of the
-    last layer). threshold: of `marchenko-pastur`, the
-    edge in units of that of the noise, 1 unless given; by that rule a param_fraction of 1 leaves ranks as they are,
-    which is without a budget. Raises BudgetTooSmall for a budget that cannot be met so.
+    last_blocks: only so many of the chosen layers, the last ones, are cut, and pay for all; `search` tries up to five
+    numbers of them and takes the one that moves predictions on the documents least (ERC-SVD, arXiv:2505.20112, goes by
+    the error of the last layer). threshold: of `marchenko-pastur`, the edge in units of that of the noise, 1 unless
+    given; by that rule a param_fraction of 1 leaves ranks as they are, which is without a budget.
+
+    Raises BudgetTooSmall for a budget that cannot be met so, and UserError for more last_blocks than there are layers.
     """
     spectra = {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, factorisation)}
     budget = _Budget(rule, param_fraction, align, value_shift, pooled, threshold)
-    if last_blocks == SEARCHED and param_fraction < 1:
+    if last_blocks == SEARCHED:
         return _of_several_ends(evaluator, factorisation, spectra, budget)
-    ends = last_blocks if isinstance(last_blocks, int) else None
-    ranks = budget.ranks(spectra, _before_the_last(evaluator, ends))
+    ranks = budget.ranks(spectra, _before_the_last(evaluator, last_blocks) if isinstance(last_blocks, int) else ())
     evaluator.context.progress.advance(1)
     return SearchResult(
         (step_of(evaluator, factorisation, ranks),) if ranks else (),
@@ -96,20 +106,30 @@ class _Budget(NamedTuple):
     pooled: bool
     threshold: float | None
 
-    def ranks(self, spectra: Mapping[str, allocation.Spectrum], dense: Sequence[str]) -> dict[str, int]:
-        """Of the matrices that are made smaller. dense: those that may not be. Raises BudgetTooSmall."""
+    def ranks(self, spectra: Mapping[str, allocation.Spectrum], dense: Collection[str]) -> dict[str, int]:
+        """Of the matrices that are made smaller. dense: those that may not be: they take their whole size out of the
+        budget, and the rule is that of the others, at what is left. Raises BudgetTooSmall.
+        """
+        cut = {key: one for key, one in spectra.items() if key not in dense}
+        whole, free = (sum(one.size for one in group) for group in (spectra.values(), cut.values()))
+        left = self.param_fraction * whole - (whole - free)
+        if left <= 0:
+            raise BudgetTooSmall(
+                f"the matrices before the last blocks hold {1 - free / whole:.3g} of the parameters, and the budget is"
+                f" {self.param_fraction:g}: raise last_blocks or param_fraction"
+            )
+        fraction = min(1.0, left / free)
         if self.rule == "least-error":
-            return _least_error(spectra, dense, self.param_fraction, self.align)
-        whole = dict.fromkeys(dense, math.inf)
+            return allocation.least_error(cut, fraction, self.align)
         if self.rule == "marchenko-pastur":
-            above = allocation.marchenko_pastur(spectra, 1.0 if self.threshold is None else self.threshold)
-            return allocation.at_most(spectra, above | whole, self.param_fraction, self.align)
+            above = allocation.marchenko_pastur(cut, 1.0 if self.threshold is None else self.threshold)
+            return allocation.at_most(cut, above, fraction, self.align)
         wanted = {
-            "uniform": lambda: allocation.uniform(spectra),
-            "d-rank": lambda: allocation.d_rank(spectra, self.param_fraction, self.value_shift, self.pooled),
-            "svd-llm-v2": lambda: allocation.svd_llm_v2(spectra, self.param_fraction),
+            "uniform": lambda: allocation.uniform(cut),
+            "d-rank": lambda: allocation.d_rank(cut, fraction, self.value_shift, self.pooled),
+            "svd-llm-v2": lambda: allocation.svd_llm_v2(cut, fraction),
         }[self.rule]()
-        return allocation.scaled(spectra, wanted | whole, self.param_fraction, self.align)
+        return allocation.scaled(cut, wanted, fraction, self.align)
 
 
 def _of_several_ends(
@@ -120,14 +140,11 @@ def _of_several_ends(
 ) -> SearchResult:
     """Ranks for a few numbers of last layers that meet the budget, each tried; those that move predictions least."""
     found: dict[int, dict[str, int]] = {}
-    layers = evaluator.weights.layout.layers
+    layers = len(_layers_of(evaluator))
     for count in _ends(layers, budget.param_fraction):
         # A few layers may hold less than the budget asks for; all of them are the budget without this setting.
         with suppress(*(() if count == layers else (BudgetTooSmall,))):
             found[count] = budget.ranks(spectra, _before_the_last(evaluator, count))
-    found = {count: ranks for count, ranks in found.items() if ranks}
-    if not found:
-        return SearchResult((), reason=_nothing_smaller(budget.rule, budget.param_fraction))
     largest = {key: max(ranks.get(key, 0) for ranks in found.values()) for key in spectra}
     factors = {}
     for matrix, _, made in each_decomposed(evaluator, factorisation):
@@ -143,10 +160,13 @@ def _of_several_ends(
     ]
     best = least_moved(trials)
     count = best.setting["last_blocks"]
-    told = f"cutting the last {count} of {layers} layers moves predictions by {best.divergence:.3g} nats, the least of"
+    told = (
+        f"cutting the last {count} of {layers} layers moves predictions by {best.divergence:.3g} nats, the least; tried"
+        f" were the last {', '.join(map(str, found))}"
+    )
     return SearchResult(
         (step_of(evaluator, factorisation, found[count]),),
-        (_cut_of(found[count], spectra), f"{told} {' '.join(map(str, found))} layers"),
+        (_cut_of(found[count], spectra), told, *tried_as(factorisation)),
     )
 
 
@@ -160,30 +180,25 @@ def _cut_of(ranks: Mapping[str, int], spectra: Mapping[str, allocation.Spectrum]
     return f"{len(ranks)} of {len(spectra)} matrices are cut, and {len(spectra) - len(ranks)} stay dense"
 
 
+def _layers_of(evaluator: CandidateEvaluator) -> list[int]:
+    """The layers that the matrices of the search are in, in order."""
+    return sorted({matrix.layer for matrix in evaluator.matrices if matrix.layer is not None})
+
+
 def _nothing_smaller(rule: allocation.Rule, param_fraction: float) -> str:
     if rule == "marchenko-pastur" and param_fraction == 1:
         return "every matrix has more components above the edge of its noise than two smaller factors could hold"
     return f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix"
 
 
-def _before_the_last(evaluator: CandidateEvaluator, last_blocks: int | None) -> list[str]:
-    """The matrices that lie before the last so many layers."""
-    if last_blocks is None:
-        return []
-    first = evaluator.weights.layout.layers - last_blocks
-    return [matrix.key for matrix in evaluator.matrices if matrix.layer is not None and matrix.layer < first]
-
-
-def _least_error(
-    spectra: Mapping[str, allocation.Spectrum], dense: Sequence[str], param_fraction: float, align: int
-) -> dict[str, int]:
-    """The rule for the matrices that may be cut: the others take their whole size out of the budget."""
-    cut = {key: one for key, one in spectra.items() if key not in dense}
-    whole, kept = (sum(one.size for one in group) for group in (spectra.values(), (spectra[key] for key in dense)))
-    left = param_fraction * whole - kept
-    if left <= 0:
-        raise BudgetTooSmall(
-            f"the matrices before the last blocks hold {kept / whole:.3g} of the parameters, and the budget is"
-            f" {param_fraction:g}: raise last_blocks or param_fraction"
+def _before_the_last(evaluator: CandidateEvaluator, last_blocks: int) -> list[str]:
+    """The matrices that lie before the last so many of the layers that the search is among. Raises UserError where
+    there are fewer.
+    """
+    layers = _layers_of(evaluator)
+    if last_blocks > len(layers):
+        raise UserError(
+            f"last_blocks: {last_blocks} layers are asked for, and the chosen matrices are in {len(layers)}"
         )
-    return allocation.least_error(cut, min(1.0, left / (whole - kept)), align)
+    before = layers[: len(layers) - last_blocks]
+    return [matrix.key for matrix in evaluator.matrices if matrix.layer in before]

@@ -44,6 +44,18 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+def statistics_by_factorisation(settings: Mapping[str, Any]) -> frozenset[str]:
+    """What a search with the setting `factorisation` gathers."""
+    return STATISTICS[settings["factorisation"]]
+
+
+def tried_as(factorisation: Factorisation) -> tuple[str, ...]:
+    """A note on trials of what is tried as another factorisation; none on the others."""
+    if factorisation not in ("anchored", "nested_decomposition"):
+        return ()
+    return (f"trials of {factorisation} were made by feature_space, which it starts from",)
+
+
 class Decomposed(NamedTuple):
     """A matrix `[m, n]` as a factorisation sees it. values: the singular values `[min(m, n)]` of what it truncates,
     descending. serving: two factors in fp64, `[m, k]` and `[k, n]`, whose first r components are the matrix at rank r,

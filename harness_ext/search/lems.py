@@ -19,8 +19,15 @@ from pydantic import Field
 
 from harness_ext.methods import allocation
 from harness_ext.methods.allocation import Spectrum
-from harness_ext.methods.search_registry import Fraction, SearchResult, refusing, search
-from harness_ext.search.factorisations import Factorisation, each_decomposed, edits_at, step_of
+from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, refusing, search
+from harness_ext.search.factorisations import (
+    Factorisation,
+    each_decomposed,
+    edits_at,
+    statistics_by_factorisation,
+    step_of,
+    tried_as,
+)
 from harness_ext.search.trials import Trial, least_moved
 
 if TYPE_CHECKING:
@@ -61,6 +68,7 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
     return f"least: {least:g} is above most, {most:g}, and no rank lies between them" if least > most else ""
 
 
+@gathering(by=statistics_by_factorisation)
 @refusing(_contradiction)
 @search(
     summary="Measure each matrix by itself at a low rank; make the plan of ranks that moves predictions least.",
@@ -155,4 +163,4 @@ def _outcome(trials: Sequence[Trial], measured: _MeasuredAlone) -> SearchResult:
     ]
     if broken:
         notes.append(f"{len(broken)} matrices stay dense, since a low rank leaves no finite predictions: {broken[0]}")
-    return SearchResult((step,), tuple(notes))
+    return SearchResult((step,), (*notes, *tried_as(step["method"])))

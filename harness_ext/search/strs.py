@@ -17,9 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from harness_ext.errors import BudgetTooSmall
-from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, search
+from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, gathering, search
 from harness_ext.model.size import stored_parameters
-from harness_ext.search.factorisations import Factorisation, each_decomposed, step_of
+from harness_ext.search.factorisations import (
+    Factorisation,
+    each_decomposed,
+    statistics_by_factorisation,
+    step_of,
+    tried_as,
+)
 
 if TYPE_CHECKING:
     from harness_ext.search.evaluator import CandidateEvaluator
@@ -50,6 +56,7 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     return sum(len(ranks_at(shape, settings["fractions"], settings["align"])) for shape in shapes)
 
 
+@gathering(by=statistics_by_factorisation)
 @search(
     summary="Try each matrix by itself at several ranks; take the least harmful ones that meet one budget.",
     trials=_count,
@@ -76,7 +83,10 @@ def strs(
     ranks = allowed(shapes, tried, param_fraction)
     return SearchResult(
         (step_of(evaluator, factorisation, ranks),) if ranks else (),
-        (f"{len(ranks)} of {len(shapes)} matrices are cut, and {len(shapes) - len(ranks)} stay dense",),
+        (
+            f"{len(ranks)} of {len(shapes)} matrices are cut, and {len(shapes) - len(ranks)} stay dense",
+            *(tried_as(factorisation) if tried else ()),
+        ),
         reason="" if ranks else f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix",
     )
 

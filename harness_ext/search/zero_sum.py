@@ -13,7 +13,7 @@ from pydantic import Field
 
 from harness_ext.calibration.by_layer import LearnedComponents
 from harness_ext.errors import BudgetTooSmall
-from harness_ext.methods.search_registry import Fraction, SearchResult, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, search
 from harness_ext.model.size import stored_parameters
 from harness_ext.search.factorisations import step_of
 
@@ -30,6 +30,7 @@ Align = Annotated[int, Field(ge=1)] | None
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
 
 
+@gathering(times=lambda settings: 3 if settings["halves"] else 1)
 @search(
     summary=(
         "A rank for every matrix under one budget: remove what the loss is predicted to lose least by, gains and losses"
@@ -133,7 +134,7 @@ def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: floa
     if share > param_fraction:
         raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of {min(floors.values())} in"
-            " every matrix: raise it, or choose other matrices"
+            f" every matrix: raise it,{' lower align,' if min(floors.values()) > 1 else ''} or choose other matrices"
             if min_fraction is None
             else f"a budget of {param_fraction:g} of the parameters is too small: min_fraction leaves {share:.3g} of"
             " them; raise the one, or lower the other"

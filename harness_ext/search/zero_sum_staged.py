@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness_ext.errors import UserError
 from harness_ext.methods.correction import PULL_BACK, RESTORE
-from harness_ext.methods.search_registry import Fraction, SearchResult, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, search
 from harness_ext.search.factorisations import step_of
 from harness_ext.search.zero_sum import (
     Align,
@@ -39,6 +39,7 @@ Edited = Callable[["Matrix", Mapping[str, "Tensor"]], "Tensor"]
 """Makes the new values of a matrix from its statistics."""
 
 
+@gathering(times=lambda settings: settings["stages"])
 @search(
     summary="As zero_sum, several times over: between two truncations the model is pulled back along gradients.",
     trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),

@@ -136,6 +136,8 @@ def test_a_search_of_ranks_saves_what_its_budget_asks_for(make_model, name: str)
     saved = planned.parameters - planned.parameters_after
     assert 0 <= saved - 0.3 * whole < 1 and planned.stored_bytes - planned.bytes_after == 2 * saved
     assert plan(parse_recipe("laser-search"), checkpoint).parameters_after == planned.parameters
+    healed = plan(parse_recipe(f"{name}:param_fraction=0.7,heal.steps=2"), checkpoint)
+    assert healed.parameters_after == planned.parameters_after
 
 
 def test_a_budget_is_not_counted_where_a_later_step_edits_again(make_model) -> None:

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from harness_ext.errors import BudgetTooSmall
+from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods.allocation import Spectrum, d_rank, least_error, scaled
 from harness_ext.model.size import stored_parameters
 from harness_ext.search.factorisations import Factorisation
@@ -84,6 +84,59 @@ def test_the_last_blocks_pay_for_all(make_lm: Any) -> None:
         assert {key.split(".")[2] for key in chosen["keep"]["ranks"]} == {str(lm.weights.layout.layers - 1)}
     with pytest.raises(BudgetTooSmall, match="too small|raise last_blocks"):
         found_by(lm, "d-rank:param_fraction=0.3,last_blocks=1", documents)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["uniform", "d-rank", "svd-llm-v2", "least-error"])
+def test_the_last_blocks_get_what_the_rule_says_of_them_alone(make_lm: Any, rule: str) -> None:
+    """Two of three layers, at the share of them that is left of four fifths of the three."""
+    from harness_ext.methods.allocation import svd_llm_v2, uniform
+    from harness_ext.recipe.recipe import parse_recipe
+
+    lm = make_lm("llama")
+    documents = documents_for(lm, 24)
+    asked = f"d-rank:rule={rule},param_fraction=0.8,last_blocks=2"
+    spectra = spectra_of(lm, parse_recipe(asked).steps[0], documents, weights_alone=False)
+    cut = {key: one for key, one in spectra.items() if key.split(".")[2] != "0"}
+    assert 3 * len(cut) == 2 * len(spectra)
+    expected = {
+        "uniform": lambda: scaled(cut, uniform(cut), 0.7),
+        "d-rank": lambda: scaled(cut, d_rank(cut, 0.7, 0.2), 0.7),
+        "svd-llm-v2": lambda: scaled(cut, svd_llm_v2(cut, 0.7), 0.7),
+        "least-error": lambda: least_error(cut, 0.7),
+    }[rule]()
+    (chosen,) = found_by(lm, asked, documents)
+    assert chosen["keep"]["ranks"] == expected
+
+
+@pytest.mark.parametrize("rule", ["uniform", "d-rank", "svd-llm-v2", "least-error", "marchenko-pastur"])
+def test_blocks_that_cannot_pay_or_are_not_there_are_told(make_lm: Any, rule: str) -> None:
+    lm, documents = make_lm("llama"), documents_for(make_lm("llama"), 8)
+    with pytest.raises(
+        BudgetTooSmall, match=r"hold 0\.667 of the parameters, and the budget is 0\.5: raise last_blocks"
+    ):
+        found_by(lm, f"d-rank:rule={rule},param_fraction=0.5,last_blocks=1", documents)
+    with pytest.raises(UserError, match="last_blocks: 3 layers are asked for, and the chosen matrices are in 2"):
+        found_by(lm, f"d-rank:rule={rule},layers=[0,2],last_blocks=3", documents)
+
+
+def test_a_search_of_last_blocks_has_a_budget_to_divide() -> None:
+    from harness_ext.errors import RecipeError
+    from harness_ext.recipe.recipe import parse_recipe
+
+    with pytest.raises(RecipeError, match="last_blocks: a search of them divides a budget"):
+        parse_recipe("least-error:rule=marchenko-pastur,last_blocks=search,param_fraction=1.0")
+
+
+@pytest.mark.parametrize("name", ["least-error", "strs", "lems"])
+def test_what_a_search_gathers_follows_from_its_factorisation(name: str) -> None:
+    from harness_ext.recipe.recipe import parse_recipe
+    from harness_ext.recipe.schema import statistics_of
+    from harness_ext.search.factorisations import STATISTICS
+
+    for factorisation in FACTORISATIONS:
+        (step,) = parse_recipe(f"{name}:factorisation={factorisation}").steps
+        assert statistics_of(step) == STATISTICS[factorisation]
 
 
 def test_the_edge_of_the_noise_is_that_of_the_method(make_lm: Any) -> None:

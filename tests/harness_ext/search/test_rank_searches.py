@@ -148,6 +148,15 @@ def test_the_number_of_last_blocks_is_that_of_a_plain_loop(make_lm: Any, rule: s
     assert accepted["last_blocks"] == least
 
 
+def test_the_last_blocks_are_of_the_chosen_layers(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    recipe = parse_recipe("d-rank:rule=uniform,layers=[0,2],last_blocks=search")
+    (record,) = lm.apply(recipe, drawing(documents_for(lm, 12))).searches
+    lm.undo()
+    assert [trial["last_blocks"] for trial in record["trials"] if "last_blocks" in trial] == [1, 2]
+    assert "of 2 layers" in record["notes"][1] and record["notes"][1].endswith("tried were the last 1, 2")
+
+
 def test_numbers_of_last_blocks_that_are_tried() -> None:
     from harness_ext.search.allocation import _ends
 
@@ -176,7 +185,9 @@ def test_what_is_tried_is_what_would_be_made(make_lm: Any, factorisation: str) -
     (plan,) = [trial for trial in record["trials"] if "strength" in trial]
     assert plan["accepted"] and plan["divergence"] > 0 and len(record["trials"]) == record["planned"] == 7
     assert all(trial["divergence"] >= 0 for trial in record["trials"])
-    if factorisation not in ("anchored", "nested_decomposition"):
+    started_from = factorisation in ("anchored", "nested_decomposition")
+    assert any("were made by feature_space" in note for note in record["notes"]) == started_from
+    if not started_from:
         assert plan["loss"] == pytest.approx(record["after"]["loss"], rel=1e-4)
     (chosen,) = record["chosen"]
     shapes = {matrix.key: matrix.shape for matrix in lm.weights.layout.select(recipe.steps[0])}
