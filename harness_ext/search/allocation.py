@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -142,9 +141,12 @@ def _of_several_ends(
     found: dict[int, dict[str, int]] = {}
     layers = len(_layers_of(evaluator))
     for count in _ends(layers, budget.param_fraction):
-        # A few layers may hold less than the budget asks for; all of them are the budget without this setting.
-        with suppress(*(() if count == layers else (BudgetTooSmall,))):
+        try:
             found[count] = budget.ranks(spectra, _before_the_last(evaluator, count))
+        except BudgetTooSmall:
+            # A few layers may hold less than the budget asks for; all of them are the budget without this setting.
+            if count == layers:
+                raise
     largest = {key: max(ranks.get(key, 0) for ranks in found.values()) for key in spectra}
     factors = {}
     for matrix, _, made in each_decomposed(evaluator, factorisation):
