@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,7 @@ from harness_ext.calibration.experts import check_experts
 from harness_ext.editing.plan_masks import taken_by_masks
 from harness_ext.editing.prime_units import check_prime_units, planned_split
 from harness_ext.editing.records import standing
-from harness_ext.errors import UserError, located
+from harness_ext.errors import BudgetTooSmall, UserError, located
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
@@ -227,8 +228,8 @@ def _place(item: PlannedMatrix) -> tuple[str, str | None]:
 def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: int = TOKENS) -> Plan:
     """Plan a recipe for a checkpoint. device: that will do it. tokens: of a calibration document.
 
-    Raises UserError where a pattern matches nothing, a rank is beyond a matrix, or the checkpoint has no safetensors
-    headers to plan from.
+    Raises UserError where a pattern matches nothing, a rank is beyond a matrix, a budget is too small, or the
+    checkpoint has no safetensors headers to plan from.
     """
     if not checkpoint.tensors:
         raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
@@ -245,7 +246,7 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: in
         calibration_documents=sum(step.calibration.samples for step in recipe.steps if step.calibration is not None),
         training_epochs=math.ceil(sum(step.training_passes for step in recipe.steps)),
         searches=tuple(
-            _planned_search(number, step, [item.matrix for item in matrices if item.step == number], layout.layers)
+            _planned_search(recipe, number, [item.matrix for item in matrices if item.step == number], layout.layers)
             for number, step in enumerate(recipe.steps)
             if step.is_search
         ),
@@ -300,12 +301,17 @@ def _torch_name(dtype: str) -> str:
     return name if name in ("float64", "float32", "float16", "bfloat16") else "float32"
 
 
-def _planned_search(number: int, step: Step, matrices: Sequence[Matrix], layers: int) -> PlannedSearch:
+def _planned_search(recipe: Recipe, number: int, matrices: Sequence[Matrix], layers: int) -> PlannedSearch:
     from harness_ext.calibration.collect import groups
 
+    step = recipe.steps[number]
     assert step.calibration is not None
     search, settings = search_of(step), step.parameters
     trials = planned_trials(step.method, matrices, layers, settings)
+    try:
+        search.check(matrices, layers, settings)
+    except BudgetTooSmall as error:
+        raise UserError(f"{recipe.place(number)}{error}") from None
     among = search.among(matrices, layers, settings)
     # An edit of layer l, counted from 0, changes what the layers from l on compute.
     shares = [1 - (matrix.layer or 0) / max(1, layers) for matrix in among]
@@ -397,6 +403,8 @@ def _selected(layout: Layout, step: Step) -> Sequence[Matrix]:
     if step.is_search:
         check_searchable(matrices)
         planned_trials(step.method, matrices, layout.layers, step.parameters)
+        with suppress(BudgetTooSmall):  # by which a run loses this recipe, and goes on with others
+            search_of(step).check(matrices, layout.layers, step.parameters)
     return matrices
 
 

@@ -58,6 +58,11 @@ class Spectrum:
         shares = [square / total for square in squares if square > 0] if total > 0 else []
         return math.exp(-sum(share * math.log(share) for share in shares)) if shares else 1.0
 
+    @classmethod
+    def flat(cls, shape: tuple[int, int]) -> Spectrum:
+        """That of a matrix of which no more is known than its shape: whether a budget can be met tells it as well."""
+        return cls(shape, [1.0] * min(shape))
+
     def tail(self, rank: int) -> float:
         """The sum of the squared values beyond a rank."""
         return sum(value * value for value in self.values[rank:])

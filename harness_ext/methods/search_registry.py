@@ -60,6 +60,13 @@ def everything(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, A
     return matrices
 
 
+Check = Callable[[Sequence["Matrix"], int, Mapping[str, Any]], None]
+
+
+def possible(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
+    """Settings that any matrices can meet: nothing to refuse."""
+
+
 Contradiction = Callable[[Mapping[str, Any]], str]
 StatisticsBySettings = Callable[[Mapping[str, Any]], frozenset[str]]
 
@@ -83,7 +90,9 @@ class Search:
     among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where
     that is none. components: of a search for steps that take whole units away, the kinds of components that it knows,
     each by the role of the matrix that stands for one. contradiction: what its settings, taken together, are at fault
-    for, empty where nothing; a recipe is refused for it when it is read, before a model is loaded.
+    for, empty where nothing; a recipe is refused for it when it is read, before a model is loaded. check: raises what
+    these matrices, in a model of so many layers, make impossible: UserError, or BudgetTooSmall for a budget; a plan is
+    refused for it, and a run before anything is gathered.
 
     statistics_by: those that it gathers by its settings, None where these make no difference. gatherings: how often it
     gathers them.
@@ -102,6 +111,7 @@ class Search:
     revision: int = 1
     components: Mapping[str, str] = field(default_factory=dict)
     contradiction: Contradiction = consistent
+    check: Check = possible
     statistics_by: StatisticsBySettings | None = None
     gatherings: Callable[[Mapping[str, Any]], int] = once
 
@@ -197,6 +207,18 @@ def refusing(contradiction: Contradiction) -> Callable[[Callable[..., SearchResu
 
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
         _registry[function.__name__] = replace(_registry[function.__name__], contradiction=contradiction)
+        return function
+
+    return register
+
+
+def checking(check: Check) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
+    """Say of a registered search, above its decorator, what of its settings its matrices may make impossible; see
+    `Search.check`.
+    """
+
+    def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
+        _registry[function.__name__] = replace(_registry[function.__name__], check=check)
         return function
 
     return register

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_LAST_BLOCKS = "d-rank:rule=uniform,last_blocks=search"
+_LAST_BLOCKS = "last-blocks"
 """A second decomposition of what the first one left, in the same metric, is the first one with more ranks."""
 _SAES = "aa-svd:anchor=aces"
 _BLOCKS_TRAINED = "aa-svd:heal.loss=blocks"

@@ -8,14 +8,14 @@ but where the number of layers that are cut is searched; matrices that stay dens
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods import allocation
-from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, refusing, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, refusing, search
 from harness_ext.search.factorisations import (
     Factorisation,
     each_decomposed,
@@ -27,6 +27,7 @@ from harness_ext.search.factorisations import (
 from harness_ext.search.trials import least_moved
 
 if TYPE_CHECKING:
+    from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
 
 
@@ -40,16 +41,24 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
     given = {
         "threshold": ("marchenko-pastur", settings["threshold"] is not None),
         "pooled": ("d-rank", settings["pooled"]),
+        "value_shift": ("d-rank", settings["value_shift"] > 0),
     }
     if settings["last_blocks"] == SEARCHED and settings["param_fraction"] == 1:
         return "last_blocks: a search of them divides a budget, and a param_fraction of 1 is none; give a number"
     for name, (owner, asked) in given.items():
         if asked and rule != owner:
-            return f"{name}: it belongs to the rule {owner}, and {rule} has none; leave it out"
+            mend = "set value_shift=0.0, or begin with least-error" if name == "value_shift" else "leave it out"
+            return f"{name}: it belongs to the rule {owner}, and {rule} has none; {mend}"
     return ""
 
 
+def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
+    flat = {matrix.key: allocation.Spectrum.flat(matrix.shape) for matrix in matrices}
+    _Budget.of(settings).ranks(flat, _before_the_last(matrices, settings["last_blocks"]))
+
+
 @refusing(_contradiction)
+@checking(_check)
 @gathering(by=statistics_by_factorisation, times=lambda settings: 2 if settings["last_blocks"] == SEARCHED else 1)
 @search(
     summary="A rank for every matrix under one budget, by a rule on the spectra of what is truncated.",
@@ -80,13 +89,14 @@ def allocate_ranks(
     the error of the last layer). threshold: of `marchenko-pastur`, the edge in units of that of the noise, 1 unless
     given; by that rule a param_fraction of 1 leaves ranks as they are, which is without a budget.
 
-    Raises BudgetTooSmall for a budget that cannot be met so, and UserError for more last_blocks than there are layers.
+    Raises BudgetTooSmall for a budget that cannot be met so, and UserError for more last_blocks than there are layers,
+    both before anything is gathered.
     """
     spectra = {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, factorisation)}
     budget = _Budget(rule, param_fraction, align, value_shift, pooled, threshold)
     if last_blocks == SEARCHED:
         return _of_several_ends(evaluator, factorisation, spectra, budget)
-    ranks = budget.ranks(spectra, _before_the_last(evaluator, last_blocks) if isinstance(last_blocks, int) else ())
+    ranks = budget.ranks(spectra, _before_the_last(evaluator.matrices, last_blocks))
     evaluator.context.progress.advance(1)
     return SearchResult(
         (step_of(evaluator, factorisation, ranks),) if ranks else (),
@@ -104,6 +114,10 @@ class _Budget(NamedTuple):
     value_shift: float
     pooled: bool
     threshold: float | None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> _Budget:
+        return cls(**{name: settings[name] for name in cls._fields})
 
     def ranks(self, spectra: Mapping[str, allocation.Spectrum], dense: Collection[str]) -> dict[str, int]:
         """Of the matrices that are made smaller. dense: those that may not be: they take their whole size out of the
@@ -139,10 +153,10 @@ def _of_several_ends(
 ) -> SearchResult:
     """Ranks for a few numbers of last layers that meet the budget, each tried; those that move predictions least."""
     found: dict[int, dict[str, int]] = {}
-    layers = len(_layers_of(evaluator))
+    layers = len(_layers_of(evaluator.matrices))
     for count in _ends(layers, budget.param_fraction):
         try:
-            found[count] = budget.ranks(spectra, _before_the_last(evaluator, count))
+            found[count] = budget.ranks(spectra, _before_the_last(evaluator.matrices, count))
         except BudgetTooSmall:
             # A few layers may hold less than the budget asks for; all of them are the budget without this setting.
             if count == layers:
@@ -182,9 +196,9 @@ def _cut_of(ranks: Mapping[str, int], spectra: Mapping[str, allocation.Spectrum]
     return f"{len(ranks)} of {len(spectra)} matrices are cut, and {len(spectra) - len(ranks)} stay dense"
 
 
-def _layers_of(evaluator: CandidateEvaluator) -> list[int]:
+def _layers_of(matrices: Sequence[Matrix]) -> list[int]:
     """The layers that the matrices of the search are in, in order."""
-    return sorted({matrix.layer for matrix in evaluator.matrices if matrix.layer is not None})
+    return sorted({matrix.layer for matrix in matrices if matrix.layer is not None})
 
 
 def _nothing_smaller(rule: allocation.Rule, param_fraction: float) -> str:
@@ -193,14 +207,16 @@ def _nothing_smaller(rule: allocation.Rule, param_fraction: float) -> str:
     return f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix"
 
 
-def _before_the_last(evaluator: CandidateEvaluator, last_blocks: int) -> list[str]:
-    """The matrices that lie before the last so many of the layers that the search is among. Raises UserError where
-    there are fewer.
+def _before_the_last(matrices: Sequence[Matrix], last_blocks: int | Literal["search"] | None) -> list[str]:
+    """The matrices that lie before the last so many of the layers that the search is among; none without a number.
+    Raises UserError where there are fewer.
     """
-    layers = _layers_of(evaluator)
+    if not isinstance(last_blocks, int):
+        return []
+    layers = _layers_of(matrices)
     if last_blocks > len(layers):
         raise UserError(
             f"last_blocks: {last_blocks} layers are asked for, and the chosen matrices are in {len(layers)}"
         )
     before = layers[: len(layers) - last_blocks]
-    return [matrix.key for matrix in evaluator.matrices if matrix.layer in before]
+    return [matrix.key for matrix in matrices if matrix.layer in before]

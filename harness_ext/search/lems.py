@@ -19,7 +19,7 @@ from pydantic import Field
 
 from harness_ext.methods import allocation
 from harness_ext.methods.allocation import Spectrum
-from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, refusing, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, refusing, search
 from harness_ext.search.factorisations import (
     Factorisation,
     each_decomposed,
@@ -33,6 +33,7 @@ from harness_ext.search.trials import Trial, least_moved
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
 
 _Depth = Annotated[float, Field(ge=0)]
@@ -68,8 +69,15 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
     return f"least: {least:g} is above most, {most:g}, and no rank lies between them" if least > most else ""
 
 
+def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
+    within = settings["least"], settings["most"]
+    flat = {matrix.key: Spectrum.flat(matrix.shape) for matrix in matrices if min(matrix.shape) > 1}
+    allocation.least_error(flat, settings["param_fraction"], settings["align"], within=within)
+
+
 @gathering(by=statistics_by_factorisation)
 @refusing(_contradiction)
+@checking(_check)
 @search(
     summary="Measure each matrix by itself at a low rank; make the plan of ranks that moves predictions least.",
     trials=_count,
@@ -94,13 +102,11 @@ def lems(
     one at which each matrix is tried by itself, likewise. exponents, strengths: of the weights of depth, every one with
     every other.
 
-    Raises BudgetTooSmall for a budget that cannot be met so, and VariantFailed where no plan's predictions are finite.
+    Raises BudgetTooSmall for a budget that cannot be met so, before anything is gathered, and VariantFailed where no
+    plan's predictions are finite.
     """
     if param_fraction == 1:
         return _dense()
-    # A budget that cannot be met is told before anything is tried.
-    alike = {one.key: Spectrum(one.shape, [1.0] * min(one.shape)) for one in evaluator.matrices if min(one.shape) > 1}
-    allocation.least_error(alike, param_fraction, align, within=(least, most))
     measured = _measured(evaluator, factorisation, measured_at, most)
 
     def planned(exponent: float, strength: float) -> dict[str, int]:

@@ -70,6 +70,7 @@ def run_search(
         "planned": planned,
     }
     try:
+        search.check(matrices, context.model.weights.layout.layers, step.parameters)
         with (
             context.progress.stage("searching", planned, "trials") as stage,
             CandidateEvaluator(context, matrices, documents, stage=stage) as evaluator,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from pydantic import Field
 
 from harness_ext.errors import BudgetTooSmall
-from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, gathering, search
+from harness_ext.methods.search_registry import Fraction, Fractions, SearchResult, checking, gathering, search
 from harness_ext.model.size import stored_parameters
 from harness_ext.search.factorisations import (
     Factorisation,
@@ -28,6 +28,7 @@ from harness_ext.search.factorisations import (
 )
 
 if TYPE_CHECKING:
+    from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -56,6 +57,18 @@ def _count(shapes: Sequence[tuple[int, int]], settings: Mapping[str, Any]) -> in
     return sum(len(ranks_at(shape, settings["fractions"], settings["align"])) for shape in shapes)
 
 
+def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
+    shapes = {matrix.key: matrix.shape for matrix in matrices}
+    offered = {key: ranks_at(shape, settings["fractions"], settings["align"]) for key, shape in shapes.items()}
+    share = _stored(shapes, {key: ranks[0] for key, ranks in offered.items() if ranks}) / _stored(shapes, {})
+    if share > settings["param_fraction"]:
+        raise BudgetTooSmall(
+            f"a budget of {settings['param_fraction']:g} of the parameters is too small: the smallest fractions leave"
+            f" {share:.3g} of them; raise it, or give smaller fractions"
+        )
+
+
+@checking(_check)
 @gathering(by=statistics_by_factorisation)
 @search(
     summary="Try each matrix by itself at several ranks; take the least harmful ones that meet one budget.",
@@ -78,7 +91,6 @@ def strs(
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
     offered = {key: ranks_at(shape, fractions, align) for key, shape in shapes.items()}
-    _check_budget(shapes, {key: ranks[0] for key, ranks in offered.items() if ranks}, param_fraction)
     tried = [] if param_fraction == 1 else _tried(evaluator, factorisation, offered)
     ranks = allowed(shapes, tried, param_fraction)
     return SearchResult(
@@ -89,15 +101,6 @@ def strs(
         ),
         reason="" if ranks else f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix",
     )
-
-
-def _check_budget(shapes: Shapes, smallest: Mapping[str, int], param_fraction: float) -> None:
-    share = _stored(shapes, smallest) / _stored(shapes, {})
-    if share > param_fraction:
-        raise BudgetTooSmall(
-            f"a budget of {param_fraction:g} of the parameters is too small: the smallest fractions leave {share:.3g}"
-            " of them; raise it, or give smaller fractions"
-        )
 
 
 def _tried(

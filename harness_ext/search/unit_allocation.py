@@ -14,7 +14,7 @@ from pydantic import Field
 
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.methods.layer_budgets import LayerRule, LayerShares, by_angle, by_influence, by_variance
-from harness_ext.methods.search_registry import Fraction, SearchResult, of_components, refusing, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, checking, of_components, refusing, search
 from harness_ext.methods.unit_selection import Ranking, unexplained_variances
 
 if TYPE_CHECKING:
@@ -44,7 +44,13 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
     )
 
 
+def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
+    _check_mixed_once(matrices)
+    _check_rule(matrices, settings["rule"])
+
+
 @refusing(_contradiction)
+@checking(_check)
 @of_components({"k_proj": "scores", "v_proj": "unattended", "o_proj": "values", "down_proj": "mlp"})
 @search(
     summary="A share of units for every layer under one mean, by how far the layer turns its hidden states.",
@@ -69,8 +75,6 @@ def allocate_units(
     tokens where `v_proj` is named, by attended ones where `o_proj` is. `cumulative-variance` takes units in the order
     of the ranking, and is of hidden units alone: `matrices: [down_proj]`.
     """
-    _check_mixed_once(evaluator.matrices)
-    _check_rule(evaluator.matrices, rule)
     if unit_fraction == 1:
         return SearchResult((), reason="its budget, unit_fraction 1, takes no units away")
     shares = (

@@ -7,13 +7,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from harness_ext.calibration.by_layer import LearnedComponents
 from harness_ext.errors import BudgetTooSmall
-from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, search
 from harness_ext.model.size import stored_parameters
 from harness_ext.search.factorisations import step_of
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.methods import Svd
+    from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -30,6 +31,24 @@ Align = Annotated[int, Field(ge=1)] | None
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
 
 
+def check_floors(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
+    """Raise BudgetTooSmall where the least ranks leave more than the budget; a `Search.check`."""
+    shapes = {matrix.key: matrix.shape for matrix in matrices}
+    param_fraction, min_fraction = settings["param_fraction"], settings["min_fraction"]
+    floors = least_ranks(shapes, min_fraction, settings["align"])
+    whole = sum(rows * columns for rows, columns in shapes.values())
+    share = sum(stored_parameters(shape, floors[key]) for key, shape in shapes.items()) / whole
+    if share > param_fraction:
+        raise BudgetTooSmall(
+            f"a budget of {param_fraction:g} of the parameters is too small for a rank of {min(floors.values())} in"
+            f" every matrix: raise it,{' lower align,' if min(floors.values()) > 1 else ''} or choose other matrices"
+            if min_fraction is None
+            else f"a budget of {param_fraction:g} of the parameters is too small: min_fraction leaves {share:.3g} of"
+            " them; raise the one, or lower the other"
+        )
+
+
+@checking(check_floors)
 @gathering(times=lambda settings: 3 if settings["halves"] else 1)
 @search(
     summary=(
@@ -65,8 +84,7 @@ def zero_sum(
     perplexity of WikiData's answers). Raises BudgetTooSmall where the least ranks leave more than the budget.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
-    floors = {key: least_rank(shape, min_fraction, align) for key, shape in shapes.items()}
-    check_floors(shapes, floors, param_fraction, min_fraction)
+    floors = least_ranks(shapes, min_fraction, align)
     effects = effects_of(evaluator, ridge)
     ranks = allotted(shapes, effects, param_fraction, floors, align)
     removed = sum(effect for key, rank in ranks.items() for effect in effects[key][rank:])
@@ -117,6 +135,11 @@ def _output_basis(weight: Tensor, moment: Tensor, ridge: float | None) -> Svd:
     return Svd(directions.to(weight), weight.new_ones(directions.shape[1]), (directions.T @ weight.double()).to(weight))
 
 
+def least_ranks(shapes: Shapes, min_fraction: float | None, align: int | None) -> dict[str, int]:
+    """What stays of every matrix at least."""
+    return {key: least_rank(shape, min_fraction, align) for key, shape in shapes.items()}
+
+
 def least_rank(shape: tuple[int, int], min_fraction: float | None, align: int | None = None) -> int:
     """`max(1, ceil(f r*))`, r* the largest rank that is smaller than a dense `[m, n]`: `floor((m n - 1) / (m + n))`;
     rounded up to a multiple of align.
@@ -125,20 +148,6 @@ def least_rank(shape: tuple[int, int], min_fraction: float | None, align: int | 
     share = 0.0 if min_fraction is None else min_fraction
     rank = max(1, math.ceil(share * ((rows * columns - 1) // (rows + columns)) - 1e-9))
     return math.ceil(rank / (align or 1)) * (align or 1)
-
-
-def check_floors(shapes: Shapes, floors: Mapping[str, int], param_fraction: float, min_fraction: float | None) -> None:
-    """Raise BudgetTooSmall where the least ranks leave more than the budget."""
-    whole = sum(rows * columns for rows, columns in shapes.values())
-    share = sum(stored_parameters(shape, floors[key]) for key, shape in shapes.items()) / whole
-    if share > param_fraction:
-        raise BudgetTooSmall(
-            f"a budget of {param_fraction:g} of the parameters is too small for a rank of {min(floors.values())} in"
-            f" every matrix: raise it,{' lower align,' if min(floors.values()) > 1 else ''} or choose other matrices"
-            if min_fraction is None
-            else f"a budget of {param_fraction:g} of the parameters is too small: min_fraction leaves {share:.3g} of"
-            " them; raise the one, or lower the other"
-        )
 
 
 def agreement(

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from harness_ext.errors import UserError
 from harness_ext.methods.correction import PULL_BACK, RESTORE
-from harness_ext.methods.search_registry import Fraction, SearchResult, gathering, search
+from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, search
 from harness_ext.search.factorisations import step_of
 from harness_ext.search.zero_sum import (
     Align,
@@ -25,7 +25,7 @@ from harness_ext.search.zero_sum import (
     allotted,
     check_floors,
     effects_of,
-    least_rank,
+    least_ranks,
     nothing_smaller,
 )
 
@@ -39,6 +39,7 @@ Edited = Callable[["Matrix", Mapping[str, "Tensor"]], "Tensor"]
 """Makes the new values of a matrix from its statistics."""
 
 
+@checking(check_floors)
 @gathering(times=lambda settings: settings["stages"])
 @search(
     summary="As zero_sum, several times over: between two truncations the model is pulled back along gradients.",
@@ -67,8 +68,7 @@ def zero_sum_staged(
     the unedited model.
     """
     shapes = {matrix.key: matrix.shape for matrix in evaluator.matrices}
-    floors = {key: least_rank(shape, min_fraction, align) for key, shape in shapes.items()}
-    check_floors(shapes, floors, param_fraction, min_fraction)
+    floors = least_ranks(shapes, min_fraction, align)
     _check_unedited(evaluator)
     run, found = _Stages(evaluator, ridge, directions), []
     for stage in range(stages):

@@ -9,11 +9,12 @@ import pytest
 
 import harness_ext
 from harness_ext.editing.plan import plan
-from harness_ext.errors import UserError
+from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.model.checkpoint import check_local, read_checkpoint
 from harness_ext.model.model_identity import identity
 from harness_ext.model.safetensors_header import read_header
 from harness_ext.recipe.recipe import parse_recipe
+from tests.harness_ext.search.plain_search import documents_for, drawing
 
 
 def no_documents(calibration):
@@ -41,6 +42,32 @@ def test_a_plan_tells_what_the_run_does(make_lm, make_model, family: str, specif
     totals = lm.totals()
     assert (planned.parameters, planned.parameters_after) == (totals["parameters_before"], totals["parameters_after"])
     assert (planned.stored_bytes, planned.bytes_after) == (totals["bytes_before"], totals["bytes_after"])
+
+
+IMPOSSIBLE = [
+    ("least-error:last_blocks=4", "last_blocks: 4 layers are asked for, and the chosen matrices are in 3"),
+    ("last-blocks:last_blocks=1,param_fraction=0.5", "the budget is 0.5: raise last_blocks or param_fraction"),
+    ("d-rank:align=20,param_fraction=0.5", "too small for a rank of 20 in every matrix: raise it, lower align,"),
+    ("lems:least=0.9,param_fraction=0.5", "too small: the smallest ranks allowed leave"),
+    ("strs:fractions=[0.9],param_fraction=0.5", "too small: the smallest fractions leave"),
+    ("zero-sum:align=20,param_fraction=0.5", "too small for a rank of 20 in every matrix"),
+    ("zero-sum-staged:min_fraction=0.9,param_fraction=0.5", "too small: min_fraction leaves"),
+    ("modegpt:matrices=[v_proj,o_proj]", "are both named, and its values would be mixed twice"),
+    ("modegpt:rule=cumulative-variance", "the rule cumulative-variance is of the variance of hidden units"),
+]
+
+
+@pytest.mark.parametrize(("specification", "words"), IMPOSSIBLE)
+def test_what_a_search_cannot_meet_is_told_by_the_plan_and_before_the_run_learns(
+    make_lm, make_model, monkeypatch, specification: str, words: str
+) -> None:
+    recipe = parse_recipe(specification)
+    with pytest.raises(UserError, match=words) as told:
+        plan(recipe, read_checkpoint(str(make_model("llama"))))
+    assert str(told.value).count(recipe.place(0)) == 1
+    monkeypatch.setattr("harness_ext.search.runner.CandidateEvaluator", lambda *_, **__: pytest.fail("it learned"))
+    with pytest.raises((UserError, BudgetTooSmall), match=words):
+        make_lm("llama").apply(recipe, drawing(documents_for(make_lm("llama"), 8)))
 
 
 def test_a_rank_that_follows_from_the_spectrum_is_not_guessed(make_model) -> None:

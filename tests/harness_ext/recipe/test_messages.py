@@ -166,6 +166,10 @@ def test_a_share_of_units_is_a_share_or_one_for_each_matrix(share: str) -> None:
     [
         ("lems:least=0.5,most=0.3", "least: 0.5 is above most, 0.3, and no rank lies between them"),
         ("d-rank:threshold=2.0", "threshold: it belongs to the rule marchenko-pastur, and d-rank has none"),
+        (
+            "d-rank:rule=uniform",
+            "value_shift: it belongs to the rule d-rank, and uniform has none; set value_shift=0.0",
+        ),
         ("modegpt:unit_fraction=0.2", "unit_fraction: a share of 0.8 of the units is to go, .* more than 0.8"),
     ],
 )

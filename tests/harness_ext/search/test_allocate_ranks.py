@@ -50,7 +50,7 @@ def test_the_ranks_are_those_of_the_rule(make_lm: Any, factorisation: str, rule:
 
     lm = make_lm("llama")
     documents = documents_for(lm, 24)
-    text = f"d-rank:rule={rule},factorisation={factorisation},param_fraction=0.6,value_shift=0.2"
+    text = f"{rule}:factorisation={factorisation},param_fraction=0.6"
     spectra = spectra_of(lm, parse_recipe(text).steps[0], documents, weights_alone=factorisation == "truncate_svd")
     expected = least_error(spectra, 0.6) if rule == "least-error" else scaled(spectra, d_rank(spectra, 0.6, 0.2), 0.6)
     (chosen,) = found_by(lm, text, documents)
@@ -67,7 +67,7 @@ def test_any_factorisation_takes_any_rule_within_the_budget(make_lm: Any, factor
 
     whole = sum(matrix.shape[0] * matrix.shape[1] for matrix in lm.weights.layout.select(parse_recipe("svd").steps[0]))
     for rule in ("uniform", "d-rank", "least-error", "marchenko-pastur"):
-        (chosen,) = found_by(lm, f"d-rank:rule={rule},factorisation={factorisation},param_fraction=0.7", documents)
+        (chosen,) = found_by(lm, f"least-error:rule={rule},factorisation={factorisation},param_fraction=0.7", documents)
         shapes = {matrix.key: matrix.shape for matrix in lm.weights.layout.matrices}
         ranks = chosen["keep"]["ranks"]
         saved = sum(
@@ -80,7 +80,7 @@ def test_the_last_blocks_pay_for_all(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 16)
     for rule in ("uniform", "least-error"):
-        (chosen,) = found_by(lm, f"d-rank:rule={rule},param_fraction=0.8,last_blocks=1", documents)
+        (chosen,) = found_by(lm, f"least-error:rule={rule},param_fraction=0.8,last_blocks=1", documents)
         assert {key.split(".")[2] for key in chosen["keep"]["ranks"]} == {str(lm.weights.layout.layers - 1)}
     with pytest.raises(BudgetTooSmall, match="too small|raise last_blocks"):
         found_by(lm, "d-rank:param_fraction=0.3,last_blocks=1", documents)
@@ -95,7 +95,7 @@ def test_the_last_blocks_get_what_the_rule_says_of_them_alone(make_lm: Any, rule
 
     lm = make_lm("llama")
     documents = documents_for(lm, 24)
-    asked = f"d-rank:rule={rule},param_fraction=0.8,last_blocks=2"
+    asked = f"least-error:rule={rule},param_fraction=0.8,last_blocks=2{',value_shift=0.2' * (rule == 'd-rank')}"
     spectra = spectra_of(lm, parse_recipe(asked).steps[0], documents, weights_alone=False)
     cut = {key: one for key, one in spectra.items() if key.split(".")[2] != "0"}
     assert 3 * len(cut) == 2 * len(spectra)
@@ -115,9 +115,9 @@ def test_blocks_that_cannot_pay_or_are_not_there_are_told(make_lm: Any, rule: st
     with pytest.raises(
         BudgetTooSmall, match=r"hold 0\.667 of the parameters, and the budget is 0\.5: raise last_blocks"
     ):
-        found_by(lm, f"d-rank:rule={rule},param_fraction=0.5,last_blocks=1", documents)
+        found_by(lm, f"least-error:rule={rule},param_fraction=0.5,last_blocks=1", documents)
     with pytest.raises(UserError, match="last_blocks: 3 layers are asked for, and the chosen matrices are in 2"):
-        found_by(lm, f"d-rank:rule={rule},layers=[0,2],last_blocks=3", documents)
+        found_by(lm, f"least-error:rule={rule},layers=[0,2],last_blocks=3", documents)
 
 
 def test_a_search_of_last_blocks_has_a_budget_to_divide() -> None:
@@ -145,7 +145,7 @@ def test_the_edge_of_the_noise_is_that_of_the_method(make_lm: Any) -> None:
 
     lm = make_lm("llama")
     chosen = found_by(
-        lm, "d-rank:rule=marchenko-pastur,factorisation=truncate_svd,param_fraction=1.0", documents_for(lm, 8)
+        lm, "least-error:rule=marchenko-pastur,factorisation=truncate_svd,param_fraction=1.0", documents_for(lm, 8)
     )
     ranks = chosen[0]["keep"]["ranks"] if chosen else {}
     kept_by = {"name": "kept", "steps": [{"method": "marchenko_pastur", "matrices": ["all"]}]}

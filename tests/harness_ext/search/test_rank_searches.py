@@ -130,7 +130,7 @@ def test_lems_finds_what_a_plain_loop_finds(make_lm: Any) -> None:
 def test_the_number_of_last_blocks_is_that_of_a_plain_loop(make_lm: Any, rule: str) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 20)
-    recipe = f"d-rank:rule={rule},matrices=[o_proj,down_proj,up_proj],param_fraction=0.75"
+    recipe = f"least-error:rule={rule},matrices=[o_proj,down_proj,up_proj],param_fraction=0.75"
     plain, before = Plain(lm, documents, recipe), chances(lm, documents)
     tried = {}
     for count in (1, 2, 3):
@@ -150,7 +150,7 @@ def test_the_number_of_last_blocks_is_that_of_a_plain_loop(make_lm: Any, rule: s
 
 def test_the_last_blocks_are_of_the_chosen_layers(make_lm: Any) -> None:
     lm = make_lm("llama")
-    recipe = parse_recipe("d-rank:rule=uniform,layers=[0,2],last_blocks=search")
+    recipe = parse_recipe("least-error:rule=uniform,layers=[0,2],last_blocks=search")
     (record,) = lm.apply(recipe, drawing(documents_for(lm, 12))).searches
     lm.undo()
     assert [trial["last_blocks"] for trial in record["trials"] if "last_blocks" in trial] == [1, 2]
@@ -164,7 +164,7 @@ def test_numbers_of_last_blocks_that_are_tried() -> None:
 
 
 def test_ends_that_hold_too_little_are_passed_over(make_lm: Any) -> None:
-    recipe = f"d-rank:rule=uniform,{SOME},last_blocks=search,param_fraction="
+    recipe = f"least-error:rule=uniform,{SOME},last_blocks=search,param_fraction="
     lm = make_lm("llama")
     (record,) = lm.apply(parse_recipe(f"{recipe}0.35"), drawing(documents_for(lm, 12))).searches
     lm.undo()
