@@ -17,7 +17,7 @@ from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
 from harness_ext.methods import AnyEdit, DenseEdit, Edit, Method, Svd, call, registered_methods
 from harness_ext.methods.budget import Keep, NotedKeep
 from harness_ext.methods.registry import ORIGINAL
-from harness_ext.model.components import feeders_of, is_rotated
+from harness_ext.model.components import feeders_of
 from harness_ext.model.digests import moved
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
@@ -226,7 +226,7 @@ def _component(context: StepContext, matrix: Matrix) -> Component:
         {role: weights.read(other) for role, other in feeders.items()},
         {role: bias for role, bias in biases.items() if bias is not None},
         weights.layout.heads,
-        is_rotated(weights.layout),
+        weights.layout.rotation,
     )
 
 

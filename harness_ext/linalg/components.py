@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.model.geometry import Heads
+    from harness_ext.model.rotation import Rotation
 
 
 class Component(NamedTuple):
     """The other matrices of a component, by role. weights: `[out, in]`, in fp32. biases: `[out]`, of those that have
-    one, and of the matrix that the step names. heads: the attention geometry, None where it is unknown. rotated:
-    whether queries and keys are rotated by their positions, coordinate i of a head together with i + d/2.
+    one, and of the matrix that the step names. heads: the attention geometry, and rotation: what
+    positions do to queries and keys, both None where unknown.
     """
 
     weights: Mapping[str, Tensor]
     biases: Mapping[str, Tensor]
     heads: Heads | None = None
-    rotated: bool = False
+    rotation: Rotation | None = None
 
 
 class MatrixBeside(NamedTuple):

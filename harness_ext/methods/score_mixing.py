@@ -12,8 +12,9 @@ that are drawn apart: `sum_{i > r} s_i^2` (A3, arXiv:2505.12942, its second theo
 ridge adds to both moments. Of all pairs with these scores that one is made whose new keys are an orthonormal mixture of
 the old ones, as `head_values` has it.
 
-Rotary positions turn coordinates into each other, and leave nothing to mix: there coordinates are chosen, by
-`score_selection`, which is what the paper falls back to.
+Rotary positions turn coordinates into each other, and leave nothing to mix: of these some are chosen, by
+`score_selection`, which is what the paper falls back to. Where a part of the head turns, the rest is mixed by itself,
+and the same share of both parts stays (ours).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.linalg.edits import AnyEdit
 from harness_ext.linalg.mixing import moments_by_head, orthonormal, root_of
 from harness_ext.methods import method
-from harness_ext.methods.score_selection import select_coordinates
-from harness_ext.model.components import left_of
+from harness_ext.methods.score_selection import geometry_of, kept_coordinates, select_coordinates
+from harness_ext.model.components import coordinates_left
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -57,10 +58,9 @@ def mix_scores(
     """
     import torch
 
-    heads, key_bias = component.heads, component.biases.get("k_proj")
-    assert heads is not None, "components of scores are those of known heads"
-    rank = left_of(heads.width, unit_fraction)
-    if component.rotated or rank == heads.width:
+    (heads, rotation), key_bias = geometry_of(component), component.biases.get("k_proj")
+    (pairs, rank), turning = coordinates_left(heads.width, rotation, unit_fraction), rotation.width
+    if rank == heads.width - turning:
         return select_coordinates(
             weight,
             component=component,
@@ -72,27 +72,32 @@ def mix_scores(
         )
     queries, bias = component.weights["q_proj"], component.biases.get("q_proj")
     moments = input_second_moment.double().to(weight.device), input_mean_with_sinks.double().to(weight.device)
+    drawing = generator if ranking == "random" else None
+    chosen = kept_coordinates(weight, component, *moments, (pairs, 0), drawing).double()
     of_keys = moments_by_head(weight, key_bias, *moments, heads.key_values)
     of_queries = moments_by_head(queries, bias, *moments, heads.queries).unflatten(0, (heads.key_values, -1))
-    mixing_keys = weight.new_zeros(heads.key_values, heads.width, heads.width, dtype=torch.float64)
-    mixing_queries = torch.zeros_like(of_queries)
+    mixing_keys = torch.diag_embed(chosen)
+    mixing_queries = mixing_keys[:, None].repeat(1, of_queries.shape[1], 1, 1)
+    mixed = slice(turning, turning + rank)
     for group, (own, asking) in enumerate(zip(of_keys, of_queries, strict=True)):
-        root, roots = root_of(own, ridge), torch.stack([root_of(one, ridge) for one in asking])
+        root = root_of(own[turning:, turning:], ridge)
+        roots = torch.stack([root_of(one[turning:, turning:], ridge) for one in asking])
         scores = (roots.mT @ root).flatten(0, 1)
-        directions = _directions(scores, rank, generator if ranking == "random" else None)
+        directions = _directions(scores, rank, drawing)
         keys, turned = orthonormal(torch.linalg.solve_triangular(root.T, directions, upper=True))
         sizes = (scores @ directions).unflatten(0, (len(asking), -1)) @ turned
-        mixing_keys[group, :rank] = keys
-        mixing_queries[group, :, :rank] = torch.linalg.solve_triangular(roots.mT, sizes, upper=True).mT
+        mixing_keys[group, mixed, turning:] = keys
+        mixing_queries[group, :, mixed, turning:] = torch.linalg.solve_triangular(roots.mT, sizes, upper=True).mT
+    left = 2 * pairs + rank
     beside = MatrixBeside(
         _mixed(queries, mixing_queries.flatten(0, 1)),
-        rank * heads.queries,
+        left * heads.queries,
         None if bias is None else _mixed(bias, mixing_queries.flatten(0, 1)),
     )
     return ComponentEdit(
         _mixed(weight, mixing_keys),
         unchanged=False,
-        rows=rank * heads.key_values,
+        rows=left * heads.key_values,
         bias=None if key_bias is None else _mixed(key_bias, mixing_keys),
         beside={"q_proj": beside},
     )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.model.layout import Layout, Matrix, check_not_shared
+from harness_ext.model.rotation import Rotation
 
 
 class ComponentKind(NamedTuple):
@@ -37,10 +38,6 @@ COMPONENTS = {
 }
 
 
-_ROTATED = ("llama", "mistral", "qwen2", "gemma", "gemma2", "granite", "mixtral", "qwen2_moe")
-"""Rotary positions on whole heads, in two halves."""
-_UNROTATED = ("gpt2", "opt", "openai-gpt", "gpt_neo", "gpt_bigcode", "bloom", "mpt")
-"""Positions in the embeddings, or as numbers added to scores."""
 _NORMALISED = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")
 
 
@@ -121,20 +118,25 @@ def mlps_among(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     return list(found.values())
 
 
-def is_rotated(layout: Layout) -> bool:
-    """Whether positions rotate the queries and keys of a model, coordinate i of a head together with i + d/2."""
-    return layout.model_type in _ROTATED
+def coordinates_left(width: int, rotation: Rotation, fraction: float) -> tuple[int, int]:
+    """How many pairs that turn, and how many coordinates that do not, stay of a head at a share of both; one at least
+    of each that there are.
+    """
+    pairs, others = rotation.width // 2, width - rotation.width
+    return left_of(pairs, fraction) if pairs else 0, left_of(others, fraction) if others else 0
 
 
 def lost_of(layout: Layout, kind: str, role: str, total: int, fraction: float) -> int:
     """How many of the rows, or columns, of a role go at a share that stays: of an attention in every head as many, and
-    of what is rotated in pairs.
+    of scores those coordinates together that positions turn into each other.
     """
-    heads, pair = layout.heads, 2 if kind == "scores" and is_rotated(layout) else 1
+    heads = layout.heads
     if kind == "mlp" or heads is None:
         return total - left_of(total, fraction)
     groups = heads.queries if role in ("q_proj", "o_proj") else heads.key_values
-    return total - groups * pair * left_of(total // groups // pair, fraction)
+    rotation = (layout.rotation if kind == "scores" else None) or Rotation()
+    pairs, others = coordinates_left(total // groups, rotation, fraction)
+    return total - groups * (2 * pairs + others)
 
 
 def check_components(layout: Layout, pairs: Iterable[tuple[Matrix, str]]) -> None:
@@ -181,7 +183,7 @@ def _check_coordinates(layout: Layout, keys: Matrix) -> None:
             f"{keys.key}: queries and keys are normalised ({normalised[0]}), so that the others would change with every"
             " coordinate that goes; leave this step, or its k_proj, out"
         )
-    if layout.model_type not in (*_ROTATED, *_UNROTATED):
+    if layout.rotation is None:
         raise UserError(
             f"{keys.key}: which coordinates positions rotate together in a {layout.model_type} is not known here; leave"
             " this step, or its k_proj, out"

@@ -32,6 +32,7 @@ from harness_ext.model.architectures import (
 from harness_ext.model.expert_layouts import ExpertLayout, expert_modules
 from harness_ext.model.geometry import Ranges
 from harness_ext.model.inference import Inference, infer, is_transposed
+from harness_ext.model.rotation import rotation_of
 
 GROUPS: Mapping[str, str] = {
     "attn": "the attention matrices",
@@ -134,7 +135,8 @@ class Layout:
     among the architectures.
 
     clamp: the size at which queries, keys and values are cut off, None where they are not. units_compared: whether
-    hidden units of an MLP are set to zero by how they compare with the others (Gemma 3n).
+    hidden units of an MLP are set to zero by how they compare with the others (Gemma 3n). rotation: which coordinates
+    of queries and keys positions turn into each other, None where that is not known.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class Layout:
             else None
         )
         self.heads = self.architecture.heads(text) if self.architecture else None
+        self.rotation = rotation_of(text, self.heads) if self.heads is not None else None
         self._expert_modules = [
             module
             for module in expert_modules(str(text.get("model_type")), shapes)

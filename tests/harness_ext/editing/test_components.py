@@ -199,16 +199,17 @@ def test_every_matrix_may_have_a_share_of_its_own(make_lm: Any) -> None:
             recipe(wrong)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "phi", "gpt_neox"])
 def test_coordinates_leave_queries_and_keys_and_a_plan_counts_them(make_lm: Any, family: str) -> None:
     lm = make_lm(family)
     recipe, digest, logits = parse_recipe("modegpt-qk:unit_fraction=0.5"), lm.weights.digest(), outputs(lm.model)
     applied = lm.apply(recipe, drawing(documents_for(lm, 6)))
     heads, own = lm.weights.layout.heads, {one.role: one for one in lm.weights.layout.matrices if one.layer == 0}
-    left = heads.width // 4 * 2 if family == "llama" else heads.width // 2
+    # Half of the pairs that turn, and half of what does not: of 4 and 2 where a part of 6 turns.
+    left = {"llama": heads.width // 4 * 2, "gpt2": heads.width // 2}.get(family, 2 + 1)
     for record in applied.records:
         assert record.rows_kept == left * (heads.queries if record.role == "q_proj" else heads.key_values)
-        lost, biased = record.shape[0] - record.rows_kept, family == "gpt2"
+        lost, biased = record.shape[0] - record.rows_kept, family not in ("llama", "gptj")
         assert record.parameters_before - record.parameters_after == lost * (record.shape[1] + biased)
         assert record.bias_shift == biased
     keys = lm.weights.values(own["k_proj"]).any(1).reshape(heads.key_values, heads.width)
@@ -222,9 +223,10 @@ def test_coordinates_leave_queries_and_keys_and_a_plan_counts_them(make_lm: Any,
     assert lm.weights.digest() == digest
 
 
-def test_scores_of_the_kept_coordinates_are_those_that_a_smaller_head_has(make_lm: Any) -> None:
+@pytest.mark.parametrize("family", ["llama", "gptj", "phi", "gpt_neox"])
+def test_scores_of_the_kept_coordinates_are_those_that_a_smaller_head_has(make_lm: Any, family: str) -> None:
     """Dropped pairs add nothing to any score at any position: with them the two models would differ."""
-    lm = make_lm("llama")
+    lm = make_lm(family)
     lm.apply(parse_recipe("modegpt-qk:unit_fraction=0.5"), drawing(documents_for(lm, 6)))
     edited = outputs(lm.model)
     for layer in range(lm.weights.layout.layers):
@@ -272,6 +274,37 @@ def test_keys_that_need_fewer_dimensions_lose_the_rest_and_no_output_changes(mak
     assert not torch.allclose(outputs(lm.model), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("family", ["gptj", "phi", "gpt_neox"])
+def test_keys_that_lack_pairs_and_dimensions_lose_these_where_a_part_turns(make_lm: Any, family: str) -> None:
+    lm = make_lm(family)
+    heads, rotation = lm.weights.layout.heads, lm.weights.layout.rotation
+    assert (heads.width, rotation.width) == (6, 4)
+    lacking = torch.eye(6)
+    (pair, _), rest = rotation.by_pair(torch.arange(6)[None])[0].tolist(), torch.randn(2, 1)
+    lacking[pair] = 0
+    lacking[4:, 4:] = rest @ torch.linalg.pinv(rest)
+    flat = torch.block_diag(*[lacking] * heads.key_values)
+    for keys in [one for one in lm.weights.layout.matrices if one.role == "k_proj"]:
+        lm.weights.replace(keys, flat @ lm.weights.values(keys))
+        if (bias := lm.weights.bias_of(keys)) is not None:
+            lm.weights.shift_bias(keys, flat @ bias - bias)
+    expected, size = outputs(lm.model), lm.totals()["parameters_before"]
+    applied = lm.apply(mixing(0.5), drawing(documents_for(lm, 6)))
+    torch.testing.assert_close(outputs(lm.model), expected, rtol=1e-3, atol=1e-4)
+    assert {record.rows_kept for record in applied.records} == {3 * heads.queries, 3 * heads.key_values}
+    assert plan(mixing(0.5), read_checkpoint(lm.loaded_from)).parameters_after == lm.totals()["parameters_after"] < size
+    lm.undo()
+    for recipe in ("a3:unit_fraction=0.5", "modegpt:unit_fraction=0.5"):
+        applied = lm.apply(parse_recipe(recipe), drawing(documents_for(lm, 6)))
+        edited = outputs(lm.model)
+        receipt = {"matrices": [record.to_json() for record in applied.records], "searches": applied.searches}
+        size = lm.totals()["parameters_after"]
+        lm.undo()
+        lm.apply(control_recipe("random-subspace", parse_recipe(recipe), receipt), drawing(documents_for(lm, 6)))
+        assert lm.totals()["parameters_after"] == size and not torch.equal(outputs(lm.model), edited)
+        lm.undo()
+
+
 def test_rotated_scores_are_those_of_chosen_coordinates(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 6)
@@ -293,7 +326,7 @@ def test_a_control_mixes_as_many_dimensions_in_random_directions(make_lm: Any) -
     assert lm.totals()["parameters_after"] == size and not torch.equal(outputs(lm.model), expected)
 
 
-@pytest.mark.parametrize(("family", "why"), [("gpt_neox", "is not known here"), ("qwen3", "are normalised")])
+@pytest.mark.parametrize(("family", "why"), [("bamba", "is not known here"), ("qwen3", "are normalised")])
 def test_scores_that_a_selection_would_change_otherwise_are_refused(make_lm: Any, family: str, why: str) -> None:
     lm = make_lm(family)
     with pytest.raises(UserError, match=why):

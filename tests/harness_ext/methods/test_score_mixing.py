@@ -14,9 +14,11 @@ from harness_ext.linalg.components import Component, ComponentEdit
 from harness_ext.methods.score_mixing import mix_scores
 from harness_ext.methods.score_selection import select_coordinates
 from harness_ext.model.geometry import Heads
+from harness_ext.model.rotation import Rotation
 
 CASES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(2, 6), st.integers(0, 2**31), st.floats(0.1, 1))
 TINY = 1e-10
+NO_ROTATION = Rotation()
 
 
 class Scores:
@@ -33,11 +35,11 @@ class Scores:
         self.biases = {} if bare else {"q_proj": made.standard_normal(len(self.queries))}
         self.biases |= {} if bare else {"k_proj": made.standard_normal(len(self.keys))}
 
-    def edit(self, method: Any = mix_scores, *, rotated: bool = False, **options: Any) -> ComponentEdit:
+    def edit(self, method: Any = mix_scores, *, rotation: Rotation = NO_ROTATION, **options: Any) -> ComponentEdit:
         biases = {role: torch.tensor(bias) for role, bias in self.biases.items()}
         found = method(
             torch.tensor(self.keys),
-            component=Component({"q_proj": torch.tensor(self.queries)}, biases, self.heads, rotated),
+            component=Component({"q_proj": torch.tensor(self.queries)}, biases, self.heads, rotation),
             input_second_moment=torch.tensor(self.inputs @ self.inputs.T / self.inputs.shape[1]),
             input_mean_with_sinks=torch.tensor(self.inputs.mean(1)),
             generator=torch.Generator().manual_seed(0),
@@ -128,11 +130,68 @@ def test_no_ridge_is_below_what_rounding_asks_for() -> None:
 def test_where_positions_rotate_them_coordinates_are_chosen(ranking: str, same: str) -> None:
     scores = Scores(2, 2, 6, 7)
     edit, expected = (
-        scores.edit(rotated=True, ranking=ranking),
-        scores.edit(select_coordinates, rotated=True, ranking=same),
+        scores.edit(rotation=Rotation(6), ranking=ranking),
+        scores.edit(select_coordinates, rotation=Rotation(6), ranking=same),
     )
     assert torch.equal(edit.weight(), expected.weight()) and edit.rows == expected.rows
     assert torch.equal(edit.beside["q_proj"].values, expected.beside["q_proj"].values)
+
+
+def _block(scores: Scores, places: list[int]) -> Scores:
+    """The same tokens, of heads that have these coordinates alone."""
+    heads = scores.heads
+    part = Scores(heads.key_values, heads.queries // heads.key_values, len(places), 0, scores.share)
+    part.inputs = scores.inputs
+
+    def of(rows: numpy.ndarray) -> numpy.ndarray:
+        return rows.reshape(-1, heads.width, *rows.shape[1:])[:, places].reshape(-1, *rows.shape[1:])
+
+    part.queries, part.keys = of(scores.queries), of(scores.keys)
+    part.biases = {role: of(bias) for role, bias in scores.biases.items()}
+    return part
+
+
+def _by_head(edit: ComponentEdit, scores: Scores) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The weights of queries `[heads, d, n]` and of keys."""
+    width = scores.heads.width
+    made = edit.beside["q_proj"].values.numpy(), edit.weight().numpy()
+    return made[0].reshape(-1, width, 7), made[1].reshape(-1, width, 7)
+
+
+@pytest.mark.parametrize("neighbours", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_pairs_are_chosen_and_the_rest_is_mixed_where_a_part_turns(neighbours: bool, seed: int) -> None:
+    """Pairs by a loop over tokens, and the rest as heads of their own that do not turn."""
+    scores = Scores(2, 3, 10, seed, 0.7)
+    places = [(2 * pair, 2 * pair + 1) if neighbours else (pair, pair + 3) for pair in range(3)]
+    (asked, held), kept = scores.made(), []
+    for group in range(2):
+        sizes = [
+            sum(
+                numpy.square(asked[group, head][list(pair)]).sum(0).mean()
+                * numpy.square(held[group][list(pair)]).sum(0).mean()
+                for head in range(3)
+            )
+            for pair in places
+        ]
+        gone = places[int(numpy.argmin(sizes))]
+        kept.append([place for place in range(6) if place not in gone])
+    rotation = Rotation(6, neighbours)
+    queries, keys = _by_head(scores.edit(rotation=rotation), scores)
+    before = scores.queries.reshape(-1, 10, 7), scores.keys.reshape(-1, 10, 7)
+    alone = _block(scores, [6, 7, 8, 9])
+    expected = _by_head(alone.edit(), alone)
+    for made, old, rest, serves in zip((queries, keys), before, expected, (3, 1), strict=True):
+        for number, head in enumerate(made):
+            stays = kept[number // serves]
+            assert numpy.array_equal(head[stays], old[number][stays])
+            assert not head[[place for place in range(6) if place not in stays]].any()
+            numpy.testing.assert_allclose(head[6:], rest[number], rtol=1e-9, atol=1e-12)
+    edit = scores.edit(rotation=rotation)
+    assert (edit.rows, edit.beside["q_proj"].rows) == (2 * (4 + 2), 6 * (4 + 2))
+    chosen, chosen_keys = _by_head(scores.edit(select_coordinates, rotation=rotation), scores)
+    assert numpy.array_equal(chosen[:, :6], queries[:, :6]) and numpy.array_equal(chosen_keys[:, :6], keys[:, :6])
+    assert (chosen_keys[:, 6:].any(2).sum(1) == 2).all()
 
 
 @pytest.mark.parametrize("what", ["nothing", "one token", "zero head"])
