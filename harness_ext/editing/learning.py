@@ -28,8 +28,9 @@ from harness_ext.editing.measured import (
 from harness_ext.editing.prime_units import with_prime_units
 from harness_ext.editing.sharing import in_groups, in_refitted_groups, refits_groups
 from harness_ext.errors import UserError
-from harness_ext.methods import Svd
+from harness_ext.methods import Svd, registered_methods
 from harness_ext.methods.registry import sink_use
+from harness_ext.model.components import feeders_of
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
 from harness_ext.recipe.schema import Healing, method_of
@@ -79,8 +80,11 @@ def learn(
         for matrix in matrices:
             yield [matrix], {}
         return
+    kind = registered_methods()[context.step.method].component
     for matrix in matrices:
-        require_finite(context.model.weights, matrix)
+        feeding = () if kind is None else feeders_of(context.model.weights.layout, matrix, kind).values()
+        for one in (matrix, *feeding):
+            require_finite(context.model.weights, one)
     for part, statistics in _learned(context, matrices, labelled, record):
         for key, values in statistics.items():
             require_finite_statistics(values, key)

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.plan_masks import taken_by_masks
+from harness_ext.editing.plan_masks import Place, place_of, taken_by_masks
 from harness_ext.editing.prime_units import check_prime_units, planned_split
 from harness_ext.editing.records import standing
 from harness_ext.errors import BudgetTooSmall, UserError, located
@@ -46,8 +46,9 @@ class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
     computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
-    them. counted_as: the format of low rank that its numbers are of. numbers: how many it takes where that is not what
-    its rank says; of matrices that share a factor, on the mean.
+    them; beside: what each of these loses, by its place. added: numbers of a bias that the step makes. counted_as: the
+    format of low rank that its numbers are of. numbers: how many it takes where that is not what its rank says; of
+    matrices that share a factor, on the mean.
     """
 
     step: int
@@ -58,6 +59,8 @@ class PlannedMatrix:
     dtype: str = "float32"
     stays_dense: bool = False
     taken_away: int = 0
+    beside: tuple[tuple[Place, int], ...] = ()
+    added: int = 0
     counted_as: str = FACTORS
     numbers: int | None = None
 
@@ -196,14 +199,20 @@ class Plan:
     @property
     def parameters_after(self) -> int:
         """Parameters of the whole model after the recipe, at most where ranks are not known yet."""
-        saved = sum(item.parameters_before - item.parameters_after for item in self._last())
-        return self.parameters - saved - sum(numbers for numbers, _ in self._saved_by_budgets())
+        saved = sum(one.numbers for one in self._saved())
+        return (
+            self.parameters
+            - saved
+            + sum(item.added for item in self._biased())
+            - sum(numbers for numbers, _ in self._saved_by_budgets())
+        )
 
     @property
     def bytes_after(self) -> int:
         """Bytes of the whole model after the recipe, in the stored dtypes, at most where ranks are not known yet."""
-        saved = sum((item.parameters_before - item.parameters_after) * item.element_bytes for item in self._last())
-        return self.stored_bytes - saved - sum(numbers * width for numbers, width in self._saved_by_budgets())
+        saved = sum(one.numbers * one.element_bytes for one in self._saved())
+        added = sum(item.added * item.element_bytes for item in self._biased())
+        return self.stored_bytes - saved + added - sum(numbers * width for numbers, width in self._saved_by_budgets())
 
     def _saved_by_budgets(self) -> Iterator[tuple[int, int]]:
         """The numbers that each search with a budget saves at least, and the bytes of one; none where a later step
@@ -217,12 +226,28 @@ class Plan:
                 whole = sum(item.parameters_before for item in own)
                 yield whole - math.floor(search.param_fraction * whole + 1e-6), min(item.element_bytes for item in own)
 
-    def _last(self) -> Sequence[PlannedMatrix]:
-        return standing(self.matrices, _place)
+    def _saved(self) -> list[_Saved]:
+        """What each edit that no later one overwrote saves, of a component in each of its matrices."""
+        made: list[_Saved] = []
+        for item in self.matrices:
+            own = item.parameters_before - item.parameters_after - sum(lost for _, lost in item.beside)
+            made.append(_Saved(_place(item), own, item.element_bytes))
+            made += [_Saved(place, lost, item.element_bytes) for place, lost in item.beside]
+        return standing(made, lambda one: one.place)
+
+    def _biased(self) -> list[PlannedMatrix]:
+        """Of each matrix whose bias a step makes, the first."""
+        return list({_place(item): item for item in reversed(self.matrices) if item.added}.values())
 
 
-def _place(item: PlannedMatrix) -> tuple[str, str | None]:
-    return item.matrix.parameter, item.matrix.part
+class _Saved(NamedTuple):
+    place: Place
+    numbers: int
+    element_bytes: int
+
+
+def _place(item: PlannedMatrix) -> Place:
+    return place_of(item.matrix)
 
 
 def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: int = TOKENS) -> Plan:
@@ -344,12 +369,12 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
     for number, step in enumerate(recipe.steps):
         with located(recipe.place(number)):
             own = [
-                replace(_planned(number, step, matrix, loaded), taken_away=_taken_away(step, matrix, layout, loaded))
+                _losing(_planned(number, step, matrix, loaded), _lost(step, matrix, layout, loaded))
                 for matrix in _selected(layout, step)
             ]
             if step.masks is not None:
                 lost = taken_by_masks(step, [item.matrix for item in own], layout, loaded)
-                own = [replace(item, taken_away=lost[item.matrix.key]) for item in own]
+                own = [_losing(item, lost[item.matrix.key]) for item in own]
             if not step.is_search and registered_methods()[step.method].shares:
                 own = _sharing(step, own)
             planned += own if step.healing is None else _healed(own, planned)
@@ -432,32 +457,51 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
         stored.element_bytes,
         dtype,
         dense,
+        added=_added_bias(step, matrix, checkpoint),
         counted_as=counted_as(step),
         numbers=numbers,
     )
 
 
-def _taken_away(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> int:
+def _added_bias(step: Step, matrix: Matrix, checkpoint: Checkpoint) -> int:
+    if step.is_search or matrix.bias in checkpoint.tensors:
+        return 0
+    return matrix.shape[0] if registered_methods()[step.method].moves_bias(step.parameters) else 0
+
+
+def _losing(item: PlannedMatrix, lost: Mapping[Place, int]) -> PlannedMatrix:
+    """With what its component loses, by the place of each matrix."""
+    own = _place(item)
+    beside = tuple((place, count) for place, count in lost.items() if place != own)
+    return replace(item, taken_away=sum(lost.values()), beside=beside)
+
+
+def _lost(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> dict[Place, int]:
     """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
     its bias, of the others; of values that are mixed by themselves the other way round.
     """
     kind = _component_told(step, matrix)
     if kind is None or step.masks is not None:
-        return 0
+        return {}
 
     def lost(role: str, total: int) -> int:
         return lost_of(layout, kind, role, total, step.parameters_of(matrix.key)["unit_fraction"])
 
     feeders, (rows, columns) = feeders_of(layout, matrix, kind), matrix.shape
+    own = place_of(matrix)
     if kind == "unattended":
         reading, reads = feeders["o_proj"].shape
-        return (columns + (matrix.bias in loaded.tensors)) * lost("v_proj", rows) + reading * lost("o_proj", reads)
-    beside = sum(
-        lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors)) for role, one in feeders.items()
-    )
+        return {
+            own: (columns + (matrix.bias in loaded.tensors)) * lost("v_proj", rows),
+            place_of(feeders["o_proj"]): reading * lost("o_proj", reads),
+        }
+    beside = {
+        place_of(one): lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors))
+        for role, one in feeders.items()
+    }
     if kind == "scores":
-        return (columns + (matrix.bias in loaded.tensors)) * lost("k_proj", rows) + beside
-    return rows * lost(matrix.role or "", columns) + beside
+        return {own: (columns + (matrix.bias in loaded.tensors)) * lost("k_proj", rows), **beside}
+    return {own: rows * lost(matrix.role or "", columns), **beside}
 
 
 def _component_told(step: Step, matrix: Matrix) -> str | None:

@@ -11,10 +11,20 @@ from harness_ext.model.layout import Layout, Matrix
 from harness_ext.recipe.schema import Step
 from harness_ext.search.policy_masks import units_among
 
+Place = tuple[str, str | None]
+"""A parameter, and the part of it; None for all."""
 
-def taken_by_masks(step: Step, matrices: Sequence[Matrix], layout: Layout, loaded: Checkpoint) -> dict[str, int]:
-    """The numbers that each matrix and what feeds it lose, biases among them, by `Matrix.key`, as if every layer lost
-    as many units: which of them do, only the search tells. loaded: a checkpoint as `as_loaded` gives it.
+
+def place_of(matrix: Matrix) -> Place:
+    return matrix.parameter, matrix.part
+
+
+def taken_by_masks(
+    step: Step, matrices: Sequence[Matrix], layout: Layout, loaded: Checkpoint
+) -> dict[str, dict[Place, int]]:
+    """The numbers that each matrix, by `Matrix.key`, and what feeds it lose, biases among them, by their places, as if
+    every layer lost as many units: which of them do, only the search tells. loaded: a checkpoint as `as_loaded` gives
+    it.
     """
     assert step.masks is not None
     units = units_among(layout, matrices, step.masks)
@@ -26,8 +36,9 @@ def taken_by_masks(step: Step, matrices: Sequence[Matrix], layout: Layout, loade
         )
     found = {}
     for matrix in matrices:
-        numbers = matrix.shape[0] * matrix.shape[1]
+        numbers = {place_of(matrix): matrix.shape[0] * matrix.shape[1]}
         for one in feeders_of(layout, matrix, UNITS).values():
-            numbers += one.shape[0] * (one.shape[1] + (one.bias in loaded.tensors))
-        found[matrix.key] = gone[matrix.key] * (numbers // units.counts[matrix.key])
+            numbers[place_of(one)] = one.shape[0] * (one.shape[1] + (one.bias in loaded.tensors))
+        units_gone, count = gone[matrix.key], units.counts[matrix.key]
+        found[matrix.key] = {place: units_gone * (own // count) for place, own in numbers.items()}
     return found

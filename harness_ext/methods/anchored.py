@@ -83,10 +83,11 @@ def anchored(
 
 
 def _with_ridge(moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """The ridge itself, and the moment `[n, n]` with it."""
+    """The ridge itself, and the moment `[n, n]` with it; one of 1 where inputs are all zero, which leaves W to W."""
     import torch
 
     pull = ridge * moment.diagonal().mean()
+    pull = torch.where(pull > 0, pull, torch.ones_like(pull))
     return pull, moment + pull * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 

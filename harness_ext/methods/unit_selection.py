@@ -12,7 +12,7 @@ A3 (arXiv:2505.12942) and subspace node pruning (arXiv:2405.17506) differ in the
     leverage   1 / [C_t^-1]_ii, in the order of the ridge leverage 1 - t [C_t^-1]_ii        (MoDeGPT)
     zca        1 / [C_t^-1/2]_ii^2                                                          (node pruning, our reading)
     energy     C_ii
-    a3         sqrt(C_ii) |W[:, i]|                                                         (A3)
+    a3         sqrt([C_t]_ii) |W[:, i]|                                 (A3, whose t is zero: its recipes have 1e-12)
     obs        one by one the unit of least price |W'[:, i]|^2 / [C_t[S, S]^-1]_ii           (ours)
     random     a control
 

@@ -76,11 +76,11 @@ def export_factored_recipe(
     """
     if to.form not in FORMATS:
         raise UserError(f"format is dense, factored or pifa, and not {to.form!r}")
-    if recipe.steps and all(takes_units(step) for step in recipe.steps):
+    if any(takes_units(step) for step in recipe.steps):
         raise UserError(
             f"{recipe.label} takes whole units away, and what it leaves is smaller without being a product of factors,"
-            " which would hold more numbers than the matrices have: export it without --format, which leaves hidden"
-            " units out where the config allows that"
+            " which would hold more numbers than the matrices have, with zeros in the place of the units: export it"
+            " without --format, which leaves hidden units out where the config allows that"
         )
     if any(has_prime_units(step) for step in recipe.steps):
         raise UserError(

@@ -13,7 +13,7 @@ from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.model.checkpoint import check_local, read_checkpoint
 from harness_ext.model.model_identity import identity
 from harness_ext.model.safetensors_header import read_header
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from tests.harness_ext.search.plain_search import documents_for, drawing
 
 
@@ -68,6 +68,39 @@ def test_what_a_search_cannot_meet_is_told_by_the_plan_and_before_the_run_learns
     monkeypatch.setattr("harness_ext.search.runner.CandidateEvaluator", lambda *_, **__: pytest.fail("it learned"))
     with pytest.raises((UserError, BudgetTooSmall), match=words):
         make_lm("llama").apply(recipe, drawing(documents_for(make_lm("llama"), 8)))
+
+
+def steps_of(*specifications: str) -> list:
+    return [
+        step.model_dump(mode="json", exclude_none=True)
+        for specification in specifications
+        for step in parse_recipe(specification).steps
+    ]
+
+
+@pytest.mark.parametrize(
+    "specifications",
+    [
+        ("svd:keep.rank=3", "modegpt-mlp"),
+        ("modegpt-mlp", "svd:keep.rank=3"),
+        ("modegpt-mlp", "svd:keep.rank=3,matrices=[up_proj]"),
+        ("svd:keep.rank=3,factored=always", "a3"),
+        ("svd-llm", "modegpt-vo"),
+        ("modegpt-qk", "policy-prune:masks.steps=0"),
+        ("sfsd",),
+        ("eigenprune:per_head=true",),
+        ("sfsd", "sfsd:layers=[0]"),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_plan_of_several_steps_counts_what_stands(make_lm, make_model, family: str, specifications) -> None:
+    recipe = recipe_from({"name": "several", "steps": steps_of(*specifications)}, origin="several")
+    planned = plan(recipe, read_checkpoint(str(make_model(family))))
+    lm = make_lm(family)
+    lm.apply(recipe, drawing(documents_for(lm, 8)))
+    totals = lm.totals()
+    assert (planned.parameters, planned.parameters_after) == (totals["parameters_before"], totals["parameters_after"])
+    assert (planned.stored_bytes, planned.bytes_after) == (totals["bytes_before"], totals["bytes_after"])
 
 
 def test_a_rank_that_follows_from_the_spectrum_is_not_guessed(make_model) -> None:

@@ -173,6 +173,17 @@ def test_aces_loses_the_least_share_of_the_energy(case: tuple[int, int, int, flo
     torch.testing.assert_close(found.weight(), wanted.weight(), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("anchor", [0.0, 1.0, "aces"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_inputs_that_are_all_zero_leave_the_weights_to_be_truncated(anchor: float | str, centred: bool) -> None:
+    """As where an earlier step took all heads of a layer away."""
+    shifted = Shifted(6, 8, 3)
+    shifted.inputs[:] = 0
+    left, values, right = numpy.linalg.svd(shifted.weight, full_matrices=False)
+    expected = (left[:, : shifted.rank] * values[: shifted.rank]) @ right[: shifted.rank]
+    numpy.testing.assert_allclose(shifted.edit(anchor, centred=centred).weight().numpy(), expected, atol=1e-9)
+
+
 def test_aces_has_nothing_to_choose_without_a_shift() -> None:
     outputs = torch.randn(4, 6, dtype=torch.float64)
     assert least_lost_anchor(outputs, torch.zeros_like(outputs), 2) == 0

@@ -105,6 +105,22 @@ def test_the_kept_units_are_those_of_the_formula(case: tuple[int, int, int, floa
     assert hidden.kept(hidden.edit(ranking)) == hidden.reference_ranking(ranking)
 
 
+@pytest.mark.parametrize("name", ["a3", "a3-mlp"])
+def test_a3_ranks_by_the_score_of_its_paper_however_small_units_are(name: str) -> None:
+    """At the ridge of the others, units whose mean square is of its size would be ranked by their weights alone."""
+    step = parse_recipe(name).steps[-1]
+    for seed in range(5):
+        hidden = Hidden(6, 12, seed, 0.5, step.parameters["ridge"])
+        hidden.hidden *= 0.01
+        scores = [
+            numpy.sqrt(numpy.square(unit).mean()) * numpy.linalg.norm(read)
+            for unit, read in zip(hidden.hidden, hidden.weight.T, strict=True)
+        ]
+        expected = sorted(numpy.argsort(scores)[-hidden.count :].tolist())
+        edit = hidden.edit(step.parameters["ranking"], refit=step.parameters["refit"])
+        assert hidden.kept(edit) == expected
+
+
 @given(CASES, st.sampled_from(RANKINGS))
 @settings(deadline=None, max_examples=30)
 def test_the_refit_is_least_squares(case: tuple[int, int, int, float], ranking: str) -> None:

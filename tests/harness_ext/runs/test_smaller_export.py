@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from harness_ext.errors import UserError
 from harness_ext.model.digests import model_digest
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.runs.export import export, written
+from tests.harness_ext.editing.test_plan import steps_of
 from tests.harness_ext.search.plain_search import documents_for, drawing
 from tests.tiny_models import outputs
 
@@ -81,10 +82,11 @@ def test_what_went_of_heads_is_zero_in_the_smaller_checkpoint(make_lm: Any, tmp_
 def test_units_are_no_factors(tmp_path: Path) -> None:
     from harness_ext.runs.factored_export import Destination, export_factored_recipe
 
-    for recipe in ("modegpt", "a3-mlp"):
-        with pytest.raises(UserError, match=f"{recipe} takes whole units away.*without --format"):
+    both = {"name": "both", "steps": [*steps_of("svd:keep.rank=3"), *steps_of("a3-mlp")]}
+    for recipe in (parse_recipe("modegpt"), parse_recipe("a3-mlp"), recipe_from(both, origin="both")):
+        with pytest.raises(UserError, match=f"{recipe.label} takes whole units away.*without --format"):
             export_factored_recipe(
-                parse_recipe(recipe),
+                recipe,
                 Destination(tmp_path / "out", "factored"),
                 {},
                 Any,
