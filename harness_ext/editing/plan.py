@@ -16,14 +16,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.plan_masks import Place, place_of, taken_by_masks
+from harness_ext.editing.plan_components import Place, component_told, lost_by_component, place_of, taken_by_masks
 from harness_ext.editing.prime_units import check_prime_units, planned_split
 from harness_ext.editing.records import standing
 from harness_ext.errors import BudgetTooSmall, UserError, located
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
-from harness_ext.model.components import check_components, feeders_of, lost_of
+from harness_ext.model.components import check_components
 from harness_ext.model.layout import Layout, Matrix
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
@@ -369,7 +369,7 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
     for number, step in enumerate(recipe.steps):
         with located(recipe.place(number)):
             own = [
-                _losing(_planned(number, step, matrix, loaded), _lost(step, matrix, layout, loaded))
+                _losing(_planned(number, step, matrix, loaded), lost_by_component(step, matrix, layout, loaded))
                 for matrix in _selected(layout, step)
             ]
             if step.masks is not None:
@@ -476,48 +476,11 @@ def _losing(item: PlannedMatrix, lost: Mapping[Place, int]) -> PlannedMatrix:
     return replace(item, taken_away=sum(lost.values()), beside=beside)
 
 
-def _lost(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> dict[Place, int]:
-    """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
-    its bias, of the others; of values that are mixed by themselves the other way round.
-    """
-    kind = _component_told(step, matrix)
-    if kind is None or step.masks is not None:
-        return {}
-
-    def lost(role: str, total: int) -> int:
-        return lost_of(layout, kind, role, total, step.parameters_of(matrix.key)["unit_fraction"])
-
-    feeders, (rows, columns) = feeders_of(layout, matrix, kind), matrix.shape
-    own = place_of(matrix)
-    if kind == "unattended":
-        reading, reads = feeders["o_proj"].shape
-        return {
-            own: (columns + (matrix.bias in loaded.tensors)) * lost("v_proj", rows),
-            place_of(feeders["o_proj"]): reading * lost("o_proj", reads),
-        }
-    beside = {
-        place_of(one): lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors))
-        for role, one in feeders.items()
-    }
-    if kind == "scores":
-        return {own: (columns + (matrix.bias in loaded.tensors)) * lost("k_proj", rows), **beside}
-    return {own: rows * lost(matrix.role or "", columns), **beside}
-
-
-def _component_told(step: Step, matrix: Matrix) -> str | None:
-    """The kind of component that a matrix stands for, where the recipe tells the share of it that goes: of a search
-    where it is the same in every layer.
-    """
-    if step.is_search and step.parameters.get("rule") != "uniform":
-        return None
-    return next((kind for _, kind in components_among(step, [matrix])), None)
-
-
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     """The rank that a method without a budget leaves, where its parameters alone tell it."""
     full = min(matrix.shape)
     if step.is_search:
-        return full if _component_told(step, matrix) is not None else None
+        return full if component_told(step, matrix) is not None else None
     if registered_methods()[step.method].rank_from_weights:
         return None
     if step.parameters.get("share_of") == "all":

@@ -1,0 +1,81 @@
+"""What components lose, for a plan: from shapes alone, before anything is learned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from harness_ext.model.checkpoint import Checkpoint
+from harness_ext.model.components import UNITS, feeders_of, lost_of
+from harness_ext.model.layout import Layout, Matrix
+from harness_ext.recipe.schema import Step, components_among
+from harness_ext.search.policy_masks import units_among
+
+Place = tuple[str, str | None]
+"""A parameter, and the part of it; None for all."""
+
+
+def place_of(matrix: Matrix) -> Place:
+    return matrix.parameter, matrix.part
+
+
+def taken_by_masks(
+    step: Step, matrices: Sequence[Matrix], layout: Layout, loaded: Checkpoint
+) -> dict[str, dict[Place, int]]:
+    """The numbers that each matrix, by `Matrix.key`, and what feeds it lose, biases among them, by their places, as if
+    every layer lost as many units: which of them do, only the search tells. loaded: a checkpoint as `as_loaded` gives
+    it.
+    """
+    assert step.masks is not None
+    units = units_among(layout, matrices, step.masks)
+    gone: Counter[str] = Counter()
+    for share in units.shares:
+        lost, layers = len(share.places) - share.left, len(share.keys)
+        gone.update(
+            {key: lost * (place + 1) // layers - lost * place // layers for place, key in enumerate(share.keys)}
+        )
+    found = {}
+    for matrix in matrices:
+        numbers = {place_of(matrix): matrix.shape[0] * matrix.shape[1]}
+        for one in feeders_of(layout, matrix, UNITS).values():
+            numbers[place_of(one)] = one.shape[0] * (one.shape[1] + (one.bias in loaded.tensors))
+        units_gone, count = gone[matrix.key], units.counts[matrix.key]
+        found[matrix.key] = {place: units_gone * (own // count) for place, own in numbers.items()}
+    return found
+
+
+def lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> dict[Place, int]:
+    """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
+    its bias, of the others; of values that are mixed by themselves the other way round.
+    """
+    kind = component_told(step, matrix)
+    if kind is None or step.masks is not None:
+        return {}
+
+    def lost(role: str, total: int) -> int:
+        return lost_of(layout, kind, role, total, step.parameters_of(matrix.key)["unit_fraction"])
+
+    feeders, (rows, columns) = feeders_of(layout, matrix, kind), matrix.shape
+    own = place_of(matrix)
+    if kind == "unattended":
+        reading, reads = feeders["o_proj"].shape
+        return {
+            own: (columns + (matrix.bias in loaded.tensors)) * lost("v_proj", rows),
+            place_of(feeders["o_proj"]): reading * lost("o_proj", reads),
+        }
+    beside = {
+        place_of(one): lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors))
+        for role, one in feeders.items()
+    }
+    if kind == "scores":
+        return {own: (columns + (matrix.bias in loaded.tensors)) * lost("k_proj", rows), **beside}
+    return {own: rows * lost(matrix.role or "", columns), **beside}
+
+
+def component_told(step: Step, matrix: Matrix) -> str | None:
+    """The kind of component that a matrix stands for, where the recipe tells the share of it that goes: of a search
+    where it is the same in every layer.
+    """
+    if step.is_search and step.parameters.get("rule") != "uniform":
+        return None
+    return next((kind for _, kind in components_among(step, [matrix])), None)
