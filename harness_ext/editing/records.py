@@ -5,7 +5,7 @@ that it was edited by are of.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from harness_ext.calibration.sinks import RULE
@@ -28,6 +28,7 @@ def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collect
     """
     last = standing(records, lambda record: (record.name, record.part))
     saved = [(record.name, record.parameters_before - record.parameters_after) for record in last]
+    saved += [(record.name, -numbers) for record, numbers in _left_over(records, last)]
     spared = [(record.name, record.parameters_before - _multiplied(record)) for record in last]
     return ReceiptTotals(
         parameters_before=size.parameters,
@@ -40,6 +41,23 @@ def totals(size: ModelSize, records: Sequence[MatrixRecord] = (), added: Collect
         flops_per_token_after=round(size.flops_per_token - 2 * sum(count * size.used[name] for name, count in spared)),
         matrices_edited=len(_whole(last)),
     )
+
+
+def _left_over(records: Sequence[MatrixRecord], last: Sequence[MatrixRecord]) -> Iterator[tuple[MatrixRecord, int]]:
+    """The numbers of every factor that several matrices have in common, where the first of them, which counts it, was
+    edited again and another was not; with that other one.
+    """
+    stands = {id(record) for record in last}
+    alike: dict[tuple[int, str, str | None], list[MatrixRecord]] = {}
+    for record in records:
+        if record.sharing:
+            alike.setdefault((record.step, re.sub(r"\d+", "*", record.name), record.part), []).append(record)
+    for own in alike.values():
+        while own:
+            group, own = own[: own[0].sharing], own[own[0].sharing :]
+            left = [record for record in group if id(record) in stands]
+            if left and left[0] is not group[0]:
+                yield left[0], group[0].parameters_after - left[0].parameters_after
 
 
 def _multiplied(record: MatrixRecord) -> int:

@@ -396,6 +396,26 @@ def test_the_receipt_counts_a_basis_once(make_lm, family: str) -> None:
     assert any("share their right factor" in note for note in applied.notes)
 
 
+def test_a_basis_whose_first_matrix_is_edited_again_counts_with_the_others(make_lm) -> None:
+    from harness_ext.recipe.recipe import recipe_from
+
+    def steps_of(specification: str) -> list:
+        return [step.model_dump(mode="json", exclude_none=True) for step in parse_recipe(specification).steps]
+
+    lm = make_lm("llama")
+    shared, again = "basis-sharing:matrices=[q_proj],keep.param_fraction=0.5,layers_in_group=3", "svd:matrices=[q_proj]"
+    rank = 0
+    for layers, left in (([], 3), ([0], 2), ([0, 1], 1), ([1], 2), ([0, 1, 2], 0)):
+        later = steps_of(f"{again},layers={layers},keep.rank=2") if layers else []
+        recipe = recipe_from({"name": "again", "steps": [*steps_of(shared), *later]}, origin="again")
+        applied = lm.apply(recipe, drawing(documents_for(lm, 8)))
+        totals, rank = lm.totals(), rank or applied.records[0].rank_after
+        # A left factor of each that still shares, one right factor for them, and two factors of rank 2 of the others.
+        held = left * 24 * rank + 24 * rank * (left > 0) + (3 - left) * 2 * 48
+        assert totals["parameters_before"] - totals["parameters_after"] == 3 * 24 * 24 - held
+        lm.undo()
+
+
 def test_as_factors_each_matrix_holds_its_own(make_lm) -> None:
     lm = make_lm("llama")
     words = "basis-sharing:keep.param_fraction=0.4,matrices=[up_proj],factored=always"
