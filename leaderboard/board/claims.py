@@ -6,6 +6,7 @@ that stands for the row (`incomparable`). A number of a paper is part of no verd
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -92,14 +93,21 @@ def of_unedited(entry: Reported) -> bool:
 
 
 def is_as_asked(entry: Reported, cell: Cell) -> bool:
-    """Whether a run is of the recipe that stands for a row, in whatever order its settings are written."""
+    """Whether a run is of the recipe that stands for a row, in whatever order and form its settings are written."""
     asked = recipe_for(entry)
     return asked is not None and _parts(asked) == _parts(cell.recipe)
 
 
 def _parts(recipe: str) -> tuple[str, list[str]]:
+    """The name, and every setting as `key=value`: `keep={rank: 3}` is `keep.rank=3`."""
     name, _, changes = recipe.partition(":")
-    return name, sorted(changes.split(","))
+    found = []
+    for change in re.split(r",(?![^{\[]*[}\]])", changes):
+        key, _, value = change.partition("=")
+        inner = re.fullmatch(r"\{(.*)\}", value.strip())
+        pairs = [part.partition(":") for part in inner[1].split(",")] if inner else []
+        found += [f"{key}.{one.strip()}={other.strip()}" for one, _, other in pairs] or [change.strip()]
+    return name, sorted(found)
 
 
 def command_for(entry: Reported) -> str | None:

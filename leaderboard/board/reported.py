@@ -8,8 +8,9 @@ null where none is reported. `where`, `sure` and `setting` may be columns too, a
 share of the parameters that is left, in percent; `run` the recipe that computes the row, as `--recipe` reads it, at the
 row's own budget. Without `run` it is the method's first recipe as it is; a method without recipes isn't measured. Rows
 that share a run though they differ say so in their `setting`: "one recipe computes this and ...". `layers` says how
-many a model has, where `run` names one. `unasked` names tasks that no task of ours or lm-eval's stands for: their rows
-are shown, and cannot be measured. `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
+many a model has, where `run` names one. `unasked` names tasks that no task of ours or lm-eval's stands for, or whose
+score is a mean over tasks, which are compared one by one here: their rows are shown, and cannot be measured.
+`headlines` are claims without a cell: a sentence, where it stands, how sure it is.
 """
 
 from __future__ import annotations

@@ -19,7 +19,8 @@ from leaderboard import statistics as stats
 class Clipping(NamedTuple):
     """bound: by how much a document counts at most, in the metric's units. lost, gained: documents beyond it. limit:
     of the share of independent documents (or clusters) that are lost. plain_improvement: with every document counted
-    whole, above zero where that is good.
+    whole, above zero where that is good; plain_low, plain_high: its t interval (95 %), which bears no verdict of the
+    board, since few documents may make it; None where it has none.
     """
 
     bound: float
@@ -27,6 +28,8 @@ class Clipping(NamedTuple):
     gained: int
     limit: float
     plain_improvement: float
+    plain_low: float | None = None
+    plain_high: float | None = None
 
     def note(self, mean: float, delta: float, most: str | None = None) -> str:
         """What interval and verdict claim. mean: the change with no document counted for more than the bound, delta:

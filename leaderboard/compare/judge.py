@@ -77,6 +77,9 @@ def _mean(comparison: Comparison) -> Effect:
     plain = comparison.sign * comparison.delta if best is None else abs(before - best) - abs(after - best)
     far, worse = np.abs(pair.differences) > pair.bound, _got_worse(pair, best)
     found = clipping(far & worse, far & ~worse, pair.bound, plain, pair.clusters)
+    if best is None:
+        whole = stats.paired_interval(pair.differences, pair.clusters)
+        found = found._replace(plain_low=finite_or_none(whole.low), plain_high=finite_or_none(whole.high))
     return replace(
         effect,
         clipping=found,

@@ -77,6 +77,10 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
     )
     far, groups = in_logs(bound) * weights, comparison.groups
     found = clipping(changes < -far, changes > far, bound, -comparison.delta, groups)
+    plain = _plain_interval(changes, weights, groups)
+    found = found._replace(
+        plain_low=finite_or_none(-in_units(-plain.low)), plain_high=finite_or_none(-in_units(-plain.high))
+    )
     words = f"{bound / score:+.0%} of the perplexity" if exponential else f"{bound:.3g} bits"
     return replace(
         effect,
@@ -84,6 +88,12 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
         notes=(found.note(in_units(-sample.mean), effect.delta, words), *effect.notes),
         needs=effect.needs and effect.needs._replace(enough=documents_enough(changes < -far, groups)),
     )
+
+
+def _plain_interval(changes: np.ndarray, weights: np.ndarray, groups: np.ndarray | None) -> stats.Estimate:
+    """The t interval of the mean change a word, none clipped: of a ratio of sums, by its linear terms."""
+    mean = float(np.sum(changes) / np.sum(weights))
+    return stats.paired_interval(mean + (changes - mean * weights) * len(changes) / np.sum(weights), groups)
 
 
 def _limit(level: float | None, limit: Callable[[float], float]) -> float | None:

@@ -6,7 +6,8 @@ was measured, `reported` the paper's, `slack` the share of it that two measureme
 
 - **supported**: `reported - measured` lies within the slack with its whole interval, and the edit is better than its
   control at the same budget.
-- **contradicted**: it is shown to be worse than reported by more than the slack; and, of a gain, no gain is shown.
+- **contradicted**: it is shown to be worse than reported by more than the slack; and, of a gain, no gain is shown. Of a
+  cost, also where it is shown to be smaller by more than the slack, and none is shown.
 - **partly**: of a gain, a gain is shown, but smaller or larger than reported, of undecided size, or one that the
   control has too; of a cost, it is shown to be as reported or smaller, but not to be better than the control's or not
   within the slack.
@@ -18,7 +19,9 @@ was measured, `reported` the paper's, `slack` the share of it that two measureme
 A row of the unedited model claims a level: supported where the interval of the score lies within the margin of it (a
 perplexity: within 1 %), contradicted where the score differs by more and the interval excludes it.
 
-Of a claim that nothing changes, the margin of the board stands in place of the slack. By the interval's level, an edit
+Of a claim that nothing changes, the margin of the board stands in place of the slack, which is no less than the
+rounding of the printed scores. Where the board counts a document for a bound at most, a claim is about the plain mean,
+every document counted whole, with its t interval: papers know no bound. By the interval's level, an edit
 whose effect differs by the slack or more is called supported in at most one case of forty, and one whose effect is the
 reported one contradicted in at most one of forty.
 """
@@ -32,7 +35,7 @@ from leaderboard import metrics
 from leaderboard.board.cell import Cell
 from leaderboard.board.claims import is_as_asked, of_unedited, recipe_for
 from leaderboard.board.reported import Reported
-from leaderboard.report.words import improvement_limits, improvement_point
+from leaderboard.report.words import ImprovementLimits, improvement_limits, improvement_point
 from leaderboard.statistics import wilson
 
 ClaimWord = Literal["supported", "partly", "contradicted", "undecided", "incomparable"]
@@ -62,13 +65,20 @@ class ClaimEffect(NamedTuple):
     high: float
 
 
-def state_of(reported: float, measured: ClaimEffect, beats_control: bool | None, slack: float = SLACK) -> ClaimState:
+def state_of(
+    reported: float,
+    measured: ClaimEffect,
+    beats_control: bool | None,
+    slack: float = SLACK,
+    rounding: float = 0.0,
+) -> ClaimState:
     """The state of a claim by the rules above. reported: the improvement that is claimed; beats_control: None where no
-    control was run. Raises ValueError for an interval that does not hold its point, or a slack outside (0, 1).
+    control was run. rounding: by how much the reported improvement may be off. Raises ValueError for an interval that
+    does not hold its point, or a slack outside (0, 1).
     """
     if not measured.low <= measured.point <= measured.high or not 0 < slack < 1:
         raise ValueError(f"no interval around a point, or no share: {measured}, {slack}")
-    allowed = slack * abs(reported) or UNCHANGED
+    allowed = max(slack * abs(reported), rounding) if reported else max(UNCHANGED, rounding)
     worse, better = measured.high < reported - allowed, measured.low > reported + allowed
     within = measured.low >= reported - allowed and measured.high <= reported + allowed
     if within and beats_control:
@@ -78,6 +88,8 @@ def state_of(reported: float, measured: ClaimEffect, beats_control: bool | None,
         return _of_a_gain(measured, worse, better, within, control)
     if worse:
         return ClaimState("contradicted", "shown to be worse than reported")
+    if reported < 0 and better and measured.high >= 0:
+        return ClaimState("contradicted", "no loss is shown, and one as large as reported is excluded")
     if within or better:
         size = "as reported" if within else "better than reported"
         return ClaimState("partly", " but ".join(part for part in (size, control) if part))
@@ -142,7 +154,7 @@ def _limits_of_score(entry: Reported, score: float, count: int | None) -> _Limit
     """95 % limits of one score: of a share of documents; a perplexity of a fixed text has none but itself."""
     if _is_perplexity(entry.metric):
         return _Limits(score, score)
-    if count and 0 <= score <= 1 and 0 <= entry.before <= 1:
+    if count and 0 <= score <= 1 and 0 <= entry.before <= 1 and metrics.named(entry.metric).range.is_unit:
         low, high = wilson([score * count], [count])
         return _Limits(float(low[0]), float(high[0]))
     return None
@@ -172,6 +184,10 @@ def measured_effect(cell: Cell) -> ClaimEffect | None:
     limits, point = improvement_limits(cell), improvement_point(cell)
     if limits is None or point is None:
         return None
+    if (clipped := cell.clipping) is not None:
+        if clipped.plain_low is None or clipped.plain_high is None:
+            return None
+        point, limits = clipped.plain_improvement, ImprovementLimits(clipped.plain_low, clipped.plain_high)
     if not _is_perplexity(cell.metric):
         return ClaimEffect(point, limits.low, limits.high)
     before = cell.baseline_score
@@ -179,6 +195,16 @@ def measured_effect(cell: Cell) -> ClaimEffect | None:
         return None
     # an improvement is a fall, by so much of the baseline's perplexity
     return ClaimEffect(*(-math.log1p(-fall / before) for fall in (point, limits.low, limits.high)))
+
+
+def rounding_of(entry: Reported) -> float:
+    """By how much a claimed improvement may be off because both of its scores are printed to so many places."""
+    unit = 10.0 ** -max(_places(entry.before), _places(entry.after))
+    return unit / 2 * (1 / entry.before + 1 / entry.after) if _is_perplexity(entry.metric) else unit
+
+
+def _places(score: float) -> int:
+    return len(f"{score:.10f}".rstrip("0").partition(".")[2])
 
 
 def in_units_of(metric: str, effect: float) -> str:

@@ -14,6 +14,7 @@ from leaderboard.report.claim_verdict import (
     effect_between,
     in_units_of,
     measured_effect,
+    rounding_of,
     state_of,
     state_of_level,
     why_incomparable,
@@ -29,7 +30,7 @@ def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimStat
     effect = measured_effect(cell)
     if effect is None:
         return ClaimState("undecided", f"the run has no interval: {cell.notes[0] if cell.notes else cell.verdict}")
-    return state_of(claimed_effect(entry), effect, cell.beats_controls, slack)
+    return state_of(claimed_effect(entry), effect, cell.beats_controls, slack, rounding_of(entry))
 
 
 def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, slack: float = SLACK) -> str:

@@ -442,6 +442,7 @@ def render(figures: Sequence[Figure]) -> str:
         if first == len(seeds)
         else f"{len(seeds)} ({first} of the first seed)",
         tasks=", ".join(f"`{name}`" for name in rows[0].own[0].outcomes),
+        task_names=" ".join(rows[0].own[0].outcomes),
         asked=len(asked),
         seeds=", ".join(map(str, SEEDS)),
     )

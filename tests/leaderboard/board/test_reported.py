@@ -79,9 +79,11 @@ def test_every_recipe_named_is_shipped() -> None:
 def test_every_task_of_a_row_is_one_or_is_said_to_be_none() -> None:
     from harness_ext.lm_eval_adapter.task_index import task_manager
 
-    known = set(task_manager().all_tasks)
+    known, groups = set(task_manager().all_tasks), set(task_manager().all_groups)
     assert {entry.task for entry in published() if entry.asked} <= known
-    assert not {entry.task for entry in published() if not entry.asked} & known
+    # of a group each task is compared, and no mean of them
+    assert not {entry.task for entry in published() if entry.asked} & groups
+    assert {entry.task for entry in published() if not entry.asked} & known <= groups
 
 
 def test_rows_that_differ_are_measured_by_different_recipes_or_it_is_said() -> None:

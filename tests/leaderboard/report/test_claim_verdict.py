@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from leaderboard import statistics
 from leaderboard.board.cell import Cell
 from leaderboard.board.reported import Reported
+from leaderboard.compare.effect import Comparison, Scored
+from leaderboard.compare.judge_corpus import likelihood_effect
 from leaderboard.report.claim_verdict import (
     CLAIM_WORDS,
     SLACK,
@@ -20,6 +22,7 @@ from leaderboard.report.claim_verdict import (
     claimed_effect,
     in_units_of,
     measured_effect,
+    rounding_of,
     state_of,
 )
 from leaderboard.report.claim_words import judged_claim, verdict_sentence
@@ -44,6 +47,9 @@ SIMULATED = 2000
         (-0.33, (-0.20, -0.10), True, "partly"),
         (-0.33, (-2.00, -1.00), True, "contradicted"),
         (-0.33, (-0.60, -0.10), True, "undecided"),
+        # no loss is shown where a large one is reported
+        (-0.33, (-0.05, 0.10), True, "contradicted"),
+        (-0.33, (0.04, 0.06), False, "contradicted"),
         (0.00, (-0.01, 0.01), True, "supported"),
         (0.00, (-0.10, -0.05), True, "contradicted"),
     ],
@@ -126,6 +132,88 @@ def test_perplexities_are_compared_as_factors() -> None:
     assert effect == pytest.approx((math.log(20 / 28), math.log(20 / 29), math.log(20 / 27)))
     assert claimed_effect(told) == pytest.approx(math.log(5.68 / 7.94))
     assert in_units_of("token_perplexity", effect.point) == "perplexity x 1.4"
+
+
+def corpus_cell(after: float, spread: float = 0.02, windows: int = 141) -> Cell:
+    """A model of a perplexity of 5.68 and its edit on windows of 2,047 predictions, judged as the board judges."""
+    made = np.random.default_rng(0)
+    words = np.full(windows, 2047.0)
+    before = -(math.log(5.68) + made.normal(0, 0.15, windows)) * words
+    edited = before - (math.log(after / 5.68) + made.normal(0, spread, windows)) * words
+    first, second = (math.exp(-values.sum() / words.sum()) for values in (before, edited))
+    found = likelihood_effect(
+        Comparison("token_perplexity", Scored(first, before, words), Scored(second, edited, words), False)
+    )
+    control = replace(CELL, control="random-subspace", metric="token_perplexity", verdict="better")
+    return replace(
+        CELL, metric="token_perplexity", higher_is_better=False, n=windows, baseline_score=first, score=second,
+        delta=found.delta, low=found.low, high=found.high, improvement=found.improvement, clipping=found.clipping,
+        verdict="worse", against_controls=(control,),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("reported", "after", "word"),
+    [
+        (7.94, 7.94, "supported"),
+        (13.73, 13.73, "supported"),
+        (20061.0, 20061.0, "supported"),
+        (11.14, 11.14, "supported"),
+        (7.94, 1e5, "contradicted"),
+        (13.73, 1e5, "contradicted"),
+        (20061.0, 7.94, "partly"),
+        (20061.0, 5.68, "contradicted"),
+    ],
+)
+def test_a_perplexity_is_judged_by_its_plain_mean_however_far_windows_move(
+    reported: float, after: float, word: str
+) -> None:
+    """The board counts a window for half as much again at most, and no paper does."""
+    told, cell = entry("token_perplexity", 5.68, reported)._replace(run=CELL.recipe), corpus_cell(after)
+    effect = measured_effect(cell)
+    assert effect is not None and cell.baseline_score is not None and cell.score is not None
+    assert effect.point == pytest.approx(math.log(cell.baseline_score / cell.score))
+    assert judged_claim(told, cell).word == word
+    without = replace(cell, clipping=cell.clipping and cell.clipping._replace(plain_low=None, plain_high=None))
+    assert judged_claim(told, without).word == "undecided"
+
+
+def test_the_plain_interval_covers_the_factor_that_windows_were_drawn_with() -> None:
+    made, inside = np.random.default_rng(1), 0
+    for _ in range(400):
+        words = made.integers(500, 2047, 40).astype(float)
+        before = -2.0 * words
+        edited = before - made.normal(1.5, 0.8, 40) * words
+        first, second = (math.exp(-values.sum() / words.sum()) for values in (before, edited))
+        found = likelihood_effect(
+            Comparison("token_perplexity", Scored(first, before, words), Scored(second, edited, words), False)
+        ).clipping
+        assert found is not None and found.plain_low is not None and found.plain_high is not None
+        inside += found.plain_low <= first - first * math.exp(1.5) <= found.plain_high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_printed_scores_are_as_exact_as_their_places() -> None:
+    assert rounding_of(entry("acc", 0.196, 0.195)) == pytest.approx(0.001)
+    assert rounding_of(entry("acc", 0.1375, 0.975)) == pytest.approx(0.0001)
+    assert rounding_of(entry("token_perplexity", 5.68, 7.9)) == pytest.approx(0.005 * (1 / 5.68 + 1 / 7.9))
+    told = entry("acc", 0.196, 0.195)._replace(run=CELL.recipe)
+    cell = replace(CELL, baseline_score=0.196, score=0.1961, delta=0.0, low=-0.0015, high=0.0005, improvement=-0.0005)
+    assert judged_claim(told, cell).word != "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("asked", "written", "same"),
+    [
+        ("svd:keep={param_fraction: 0.8}", "svd:keep.param_fraction=0.8", True),
+        ("a:b=1,keep={rank: 3}", "a:keep.rank=3,b=1", True),
+        ("a:layers=[1,2],b=1", "a:b=1,layers=[1,2]", True),
+        ("a:keep={rank: 3}", "a:keep={rank: 4}", False),
+    ],
+)
+def test_a_recipe_in_another_form_is_the_one_asked_for(asked: str, written: str, same: bool) -> None:
+    told = entry()._replace(run=asked)
+    assert (judged_claim(told, replace(CELL, recipe=written)).word != "incomparable") is same
 
 
 def test_the_sentence() -> None:
