@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 class Component(NamedTuple):
     """The other matrices of a component, by role. weights: `[out, in]`, in fp32. biases: `[out]`, of those that have
-    one, and of the matrix that the step names. heads: the attention geometry, and rotation: what
-    positions do to queries and keys, both None where unknown.
+    one, and of the matrix that the step names. heads: the attention geometry, None where it is unknown. rotation:
+    what positions turn of queries and keys, None for nothing.
     """
 
     weights: Mapping[str, Tensor]

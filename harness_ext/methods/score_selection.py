@@ -72,9 +72,9 @@ def select_coordinates(
 
 
 def geometry_of(component: Component) -> tuple[Heads, Rotation]:
-    """Of the queries and keys of a component of scores, which has both."""
-    assert component.heads is not None and component.rotation is not None, "scores are those of known heads"
-    return component.heads, component.rotation
+    """Of the queries and keys of a component of scores; of a model whose rotation is unknown none is made."""
+    assert component.heads is not None, "scores are those of known heads"
+    return component.heads, component.rotation or Rotation()
 
 
 def kept_coordinates(

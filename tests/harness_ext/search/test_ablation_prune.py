@@ -241,6 +241,7 @@ BY_BUDGET = {
     "eigenprune-released": "fraction",
     "fisher-svd": "keep",
     "fwsvd": "keep",
+    "last-blocks": "param_fraction",
     "least-error": "param_fraction",
     "lems": "param_fraction",
     "modegpt": "unit_fraction",
