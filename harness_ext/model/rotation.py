@@ -93,14 +93,17 @@ def rotation_of(config: Mapping[str, Any], heads: Heads) -> Rotation | None:
     if model_type in _COUNTED:
         # Without a number they turn by the frequencies of the whole model, which no checkpoint known here does.
         width = config.get("rotary_dim", 64)
-        return Rotation(min(width, heads.width), neighbours=True) if isinstance(width, int) else None
+        known = isinstance(width, int) and 0 <= width <= heads.width and width % 2 == 0
+        return Rotation(width, neighbours=True) if known else None
     return None
 
 
 def _width(config: Mapping[str, Any], heads: Heads, share: float) -> int:
-    """Of whole pairs: a coordinate without another one turns with the next. share: where the config names none."""
+    """Of whole pairs: a coordinate without another one turns with the next. share: where the config names none that is
+    one; transformers says what is wrong with such a config.
+    """
     nested = config.get("rope_parameters")
     places = (nested, config) if isinstance(nested, Mapping) else (config,)
     named = [place.get(name) for place in places for name in ("partial_rotary_factor", "rotary_pct")]
-    share = next((one for one in named if isinstance(one, int | float)), share)
+    share = next((one for one in named if isinstance(one, int | float) and 0 <= one <= 1), share)
     return min(heads.width, 2 * math.ceil(int(heads.width * share) / 2))

@@ -157,7 +157,10 @@ def test_scores_bear_what_the_rotation_says_and_nothing_else(model_type: str) ->
         ({"model_type": "gpt_neox", "rotary_pct": 1}, Rotation(80)),
         # A number of coordinates that is odd is that of one pair more.
         ({"model_type": "gpt_neox", "rotary_pct": 0.0625}, Rotation(6)),
-        ({"model_type": "phi", "partial_rotary_factor": "most"}, Rotation(40)),
+        *(
+            ({"model_type": "phi", "partial_rotary_factor": one}, Rotation(40))
+            for one in ("most", math.nan, math.inf, -1)
+        ),
     ],
 )
 def test_a_share_is_read_from_either_place(config: dict, expected: Rotation) -> None:
@@ -169,7 +172,8 @@ def test_a_number_of_coordinates_is_read() -> None:
     sizes = {"model_type": "gptj", "n_head": 4, "n_embd": 1024}
     assert Layout(sizes, {}).rotation == Rotation(64, neighbours=True)
     assert Layout({**sizes, "rotary_dim": 32}, {}).rotation == Rotation(32, neighbours=True)
-    assert Layout({**sizes, "rotary_dim": None}, {}).rotation is None
+    for strange in (None, "64", -2, 63, 10**9, math.nan):
+        assert Layout({**sizes, "rotary_dim": strange}, {}).rotation is None
     assert Layout({"model_type": "nobody"}, {}).rotation is None
 
 
