@@ -46,9 +46,8 @@ class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
     computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
-    them; beside: what each of these loses, by its place. added: numbers of a bias that the step makes. counted_as: the
-    format of low rank that its numbers are of. numbers: how many it takes where that is not what its rank says; of
-    matrices that share a factor, on the mean.
+    them; beside: what each of these loses, by its place. counted_as: the format of low rank that its numbers are of.
+    numbers: how many it takes where that is not what its rank says; of matrices that share a factor, on the mean.
     """
 
     step: int
@@ -60,7 +59,6 @@ class PlannedMatrix:
     stays_dense: bool = False
     taken_away: int = 0
     beside: tuple[tuple[Place, int], ...] = ()
-    added: int = 0
     counted_as: str = FACTORS
     numbers: int | None = None
 
@@ -200,19 +198,13 @@ class Plan:
     def parameters_after(self) -> int:
         """Parameters of the whole model after the recipe, at most where ranks are not known yet."""
         saved = sum(one.numbers for one in self._saved())
-        return (
-            self.parameters
-            - saved
-            + sum(item.added for item in self._biased())
-            - sum(numbers for numbers, _ in self._saved_by_budgets())
-        )
+        return self.parameters - saved - sum(numbers for numbers, _ in self._saved_by_budgets())
 
     @property
     def bytes_after(self) -> int:
         """Bytes of the whole model after the recipe, in the stored dtypes, at most where ranks are not known yet."""
         saved = sum(one.numbers * one.element_bytes for one in self._saved())
-        added = sum(item.added * item.element_bytes for item in self._biased())
-        return self.stored_bytes - saved + added - sum(numbers * width for numbers, width in self._saved_by_budgets())
+        return self.stored_bytes - saved - sum(numbers * width for numbers, width in self._saved_by_budgets())
 
     def _saved_by_budgets(self) -> Iterator[tuple[int, int]]:
         """The numbers that each search with a budget saves at least, and the bytes of one; none where a later step
@@ -234,10 +226,6 @@ class Plan:
             made.append(_Saved(_place(item), own, item.element_bytes))
             made += [_Saved(place, lost, item.element_bytes) for place, lost in item.beside]
         return standing(made, lambda one: one.place)
-
-    def _biased(self) -> list[PlannedMatrix]:
-        """Of each matrix whose bias a step makes, the first."""
-        return list({_place(item): item for item in reversed(self.matrices) if item.added}.values())
 
 
 class _Saved(NamedTuple):
@@ -457,16 +445,9 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
         stored.element_bytes,
         dtype,
         dense,
-        added=_added_bias(step, matrix, checkpoint),
         counted_as=counted_as(step),
         numbers=numbers,
     )
-
-
-def _added_bias(step: Step, matrix: Matrix, checkpoint: Checkpoint) -> int:
-    if step.is_search or matrix.bias in checkpoint.tensors:
-        return 0
-    return matrix.shape[0] if registered_methods()[step.method].moves_bias(step.parameters) else 0
 
 
 def _losing(item: PlannedMatrix, lost: Mapping[Place, int]) -> PlannedMatrix:
