@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from collections import Counter
+from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 
@@ -48,16 +50,39 @@ def test_the_pages_are_made_of_the_stored_figures(real: ModuleType, repository: 
     assert readme == real.in_readme(readme, real.stored())
 
 
+def test_the_pictures_are_drawn_of_the_stored_figures(real: ModuleType, repository: Path) -> None:
+    """All of them, wherever they were measured; a recipe's earlier settings are in neither."""
+    figures = real.stored()
+    for name, picture in real.drawn(figures, datetime.now(timezone.utc)).items():
+        shown = re.findall("<title>(.*?)</title>|<desc>(.*?)</desc>", picture)
+        stored = (real.HERE / f"{name}.svg").read_text(encoding="utf-8")
+        assert re.findall("<title>(.*?)</title>|<desc>(.*?)</desc>", stored) == shown and len(shown) > 60
+    own = {one.recipe for one in figures if one.seed == 0 and not one.control}
+    assert {title.partition(": ")[0] for title, _ in shown[2:]} <= own
+
+
+def test_a_picture_knows_in_which_direction_a_metric_is_good(real: ModuleType) -> None:
+    losses = [
+        real.replace(one, outcomes={"t": real.replace(one.outcomes["t"], metric="loss", higher_is_better=False)})
+        for one in [_baseline(real), *_figures(real, "svd", ("worse", "better"))]
+    ]
+    assert "svd: −0.100 [−0.200, 0.000], worse" in real.drawn(losses, datetime.now(timezone.utc))["improvement"]
+
+
+def _outcome(real: ModuleType, *said: object) -> object:
+    return real.Outcome(*said, metric="acc", higher_is_better=True, n=100)
+
+
 def _figures(real: ModuleType, recipe: str, *said: tuple[str, str]) -> list[object]:
     """A figure a seed, of a verdict and of one against the control."""
     return [
-        real.Figure(recipe, seed, False, recipe, 0.8, 1.0, {"t": real.Outcome(0.5, 0.0, 0.2, *words)})
+        real.Figure(recipe, seed, False, recipe, 0.8, 1.0, {"t": _outcome(real, 0.5, 0.0, 0.2, *words)})
         for seed, words in enumerate(said)
     ]
 
 
 def _baseline(real: ModuleType, score: float = 0.4) -> object:
-    return real.Figure("baseline", 0, False, None, 1.0, 0.0, {"t": real.Outcome(score, None, None, "baseline", None)})
+    return real.Figure("baseline", 0, False, None, 1.0, 0.0, {"t": _outcome(real, score, None, None, "baseline", None)})
 
 
 def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> None:
@@ -81,7 +106,7 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> N
 
 def test_the_short_table_stays_short(real: ModuleType) -> None:
     helping = [
-        real.Figure(f"gain{place}", 0, False, "", 0.9, 1.0, {"t": real.Outcome(0.5 + place / 100, 0, 0.2, *words)})
+        real.Figure(f"gain{place}", 0, False, "", 0.9, 1.0, {"t": _outcome(real, 0.5 + place / 100, 0, 0.2, *words)})
         for place, words in enumerate([("better", "better")] * 12 + [("worse", "better")] * 12)
     ]
     small = [real.replace(one, recipe=f"{one.recipe}-small", kept=0.8) for one in helping]
@@ -94,7 +119,7 @@ def test_the_short_table_stays_short(real: ModuleType) -> None:
 
 def test_the_short_table_says_what_each_seed_says(real: ModuleType) -> None:
     first, second = _figures(real, "several", ("better", "better"), ("better", "better"))
-    second = real.replace(second, outcomes={"t": real.Outcome(0.6, 0.1, 0.3, "better", "better")})
+    second = real.replace(second, outcomes={"t": _outcome(real, 0.6, 0.1, 0.3, "better", "better")})
     alone = _figures(real, "alone", ("better", "better"))
     shown = real.in_short(real.by_recipe([_baseline(real), first, second, *alone])).splitlines()[2:]
     assert [line.rpartition(" | ")[2] for line in shown] == [
@@ -107,7 +132,7 @@ def test_figures_of_another_machine_stay_beside_new_ones(real: ModuleType) -> No
     def measured(recipe: str, seed: int, seconds: float) -> object:
         recipe_id = real.identity_of(parse_recipe(real.written(recipe, seed)))
         return real.Figure(
-            recipe, seed, False, recipe_id, 0.8, seconds, {"t": real.Outcome(0.5, 0.0, 0.2, "same", None)}
+            recipe, seed, False, recipe_id, 0.8, seconds, {"t": _outcome(real, 0.5, 0.0, 0.2, "same", None)}
         )
 
     earlier = [

@@ -16,6 +16,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,7 @@ def sweep_file(asked: Sequence[str]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Outcome:
     """What one task says, in the board's words. low, high: 95 %, of the score minus the unedited model's. beats: what
-    the recipe is against its control.
+    the recipe is against its control. metric: the task's primary one. n: documents.
     """
 
     score: float
@@ -166,6 +167,9 @@ class Outcome:
     high: float | None
     verdict: str
     beats: str | None
+    metric: str
+    higher_is_better: bool
+    n: int | None
 
 
 @dataclass(frozen=True)
@@ -254,7 +258,8 @@ def _figure(run: RunRow, receipt: dict[str, Any], cells: Sequence[Cell]) -> Figu
 def _outcome(cell: Cell) -> Outcome:
     low, high = (None if limit is None else round(limit, 6) for limit in (cell.low, cell.high))
     beats = cell.against_controls[0].verdict if cell.against_controls else None
-    return Outcome(round(cell.score, 6), low, high, cell.verdict, beats)
+    score = round(cell.score, 6)
+    return Outcome(score, low, high, cell.verdict, beats, cell.metric, cell.higher_is_better, cell.n)
 
 
 def stored() -> list[Figure]:
@@ -448,19 +453,49 @@ def render(figures: Sequence[Figure]) -> str:
     )
 
 
-def pictures(runs: Path) -> None:
-    """The two plots of the board's report, of the first seed alone."""
-    from leaderboard.report.contents import read_report
+def drawn(figures: Sequence[Figure], made: datetime) -> dict[str, str]:
+    """The two plots of the board's report, by name: of the first seed alone, on the last task."""
+    from leaderboard.report.contents import Report
     from leaderboard.report.plots import interval_plot, size_plot
     from leaderboard.report.svg import standalone
 
-    report = read_report([], runs / "leaderboard.duckdb")
-    cells = tuple(cell for cell in report.cells if "calibration.seed=" not in cell.name)
-    first = replace(report, cells=cells)
-    task = report.standings.tasks[-1]
-    drawn = {"improvement": interval_plot(first, task), "size": size_plot(first, task)}
-    for name, picture in drawn.items():
-        (HERE / f"{name}.svg").write_text(standalone(picture), encoding="utf-8")
+    base = figures[0].outcomes
+    first = [one for one in figures if one.seed == SEEDS[0] and not one.control]
+    cells = tuple(_drawn(one, task, base[task]) for one in first for task in one.outcomes if task in base)
+    report = Report(NAME, NAME, "the unedited model", cells, (), made)
+    task = list(base)[-1]
+    return {
+        "improvement": standalone(interval_plot(report, task)),
+        "size": standalone(size_plot(report, task)),
+    }
+
+
+def _drawn(figure: Figure, task: str, unedited: Outcome) -> Cell:
+    """A figure as the plots take it."""
+    from leaderboard.board.cell import Cell
+
+    outcome = figure.outcomes[task]
+    delta = None if outcome.low is None else outcome.score - unedited.score
+    cell = Cell(
+        model=NAME,
+        recipe=figure.recipe,
+        run_id=figure.recipe,
+        task=task,
+        metric=outcome.metric,
+        filter="none",
+        n=outcome.n,
+        baseline_score=unedited.score,
+        score=outcome.score,
+        verdict=outcome.verdict,
+        delta=delta,
+        improvement=delta if delta is None or outcome.higher_is_better else -delta,
+        low=outcome.low,
+        high=outcome.high,
+        higher_is_better=outcome.higher_is_better,
+        parameters_kept=figure.kept,
+    )
+    against = (replace(cell, control=CONTROL, verdict=outcome.beats),) if outcome.beats else ()
+    return replace(cell, against_controls=against)
 
 
 def main() -> None:
@@ -481,7 +516,8 @@ def main() -> None:
         (HERE / "README.md").write_text(render(figures), encoding="utf-8")
         readme = ROOT / "README.md"
         readme.write_text(in_readme(readme.read_text(encoding="utf-8"), figures), encoding="utf-8")
-        pictures(HERE / "runs")
+        for name, picture in drawn(figures, datetime.now(timezone.utc)).items():
+            (HERE / f"{name}.svg").write_text(picture, encoding="utf-8")
 
 
 if __name__ == "__main__":
