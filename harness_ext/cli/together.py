@@ -5,13 +5,14 @@ Only a run with recipes is made so; without them `lm_eval run` under a launcher 
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness_ext.cli.exit_codes import INTERRUPTED, MISTAKE
@@ -35,6 +36,8 @@ def together() -> Iterator[None]:
         yield
         return
     check_nodes()
+    codes: list[int] = []
+    atexit.register(_end_at_once, codes)
     group = groups.join()
     folder = _common_folder(group)
     watch = _watch(group, folder)
@@ -44,13 +47,27 @@ def together() -> Iterator[None]:
         watch.done()
         _await_others(group, watch)
     except BaseException as error:
-        sys.exit(watch.end(_failure(error)))
+        codes.append(watch.end(_failure(error)))
+        sys.exit(codes[0])
     watch.stop()
     # Only when nobody looks into the folder any longer.
     _await_others(group, watch)
     if group.first:
         shutil.rmtree(folder, ignore_errors=True)
     groups.leave()
+
+
+def _end_at_once(codes: Sequence[int]) -> None:
+    """End a rank that failed, after what else the block left to be done at exit.
+
+    The threads of its messages run on, since they cannot be joined while others fail too. One that hears that another
+    rank is gone while the interpreter is taken down around it would abort the process: another exit code, and a core.
+    """
+    if codes:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(codes[0])
 
 
 def _common_folder(group: Group) -> Path:

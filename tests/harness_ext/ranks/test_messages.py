@@ -50,6 +50,7 @@ def test_what_ends_one_ends_all(how: str, waiting: str, rank: int, code: int, to
     assert failed == {"kill": -9, "term": 128 + 15}.get(how, code)
     assert said.count(told) == 1 if told else "rror" not in said, said
     assert "Connection" not in said and ("Traceback" in said) == (how in ("bug", "runtime")), said
+    assert (tmp_path / f"cleaned-{rank}").exists() == (how not in ("kill", "term"))
 
 
 OTHER_WEIGHTS = """
