@@ -4,8 +4,8 @@ is undecided. The words are those of the board, from judged cells; nothing is ju
 Notable choices:
 - A gain counts where a recipe is better than the unedited model *and* better than every control of its own. What is
   better without a control, or no better than it, is told apart and is no gain.
-- "No" is said only where every comparison is decided. As long as one is undecided, the answer is that nothing was
-  shown.
+- "No" is said only where every comparison was made and is decided. As long as one is undecided, or a recipe has no
+  result, the answer is that nothing was shown.
 - A recipe that edited nothing is the unedited model: it has no findings, and counts nowhere.
 - Improvements are positive where they are good, whatever the metric.
 """
@@ -72,7 +72,7 @@ def findings_page(
     edited = _of_recipes(cells, audited)
     return [
         PageLine("title", QUESTION),
-        PageLine("text", answer(edited)),
+        PageLine("text", answer(edited, sum(recipe.failure is not None for recipe in audited))),
         PageLine("text", RULE),
         *(PageLine("text", text) for text in (_harm(edited), _corrected(edited)) if text),
         PageLine("heading", f"The unedited model: {model}"),
@@ -81,8 +81,8 @@ def findings_page(
     ]
 
 
-def answer(cells: Iterable[Cell]) -> str:
-    """The first sentence: whether a gain was shown, and if not, how sure that is."""
+def answer(cells: Iterable[Cell], failed: int = 0) -> str:
+    """The first sentence: whether a gain was shown, and if not, how sure that is. failed: recipes without a result."""
     cells = list(cells)
     gains = sorted((cell for cell in cells if kind(cell) == BEATS), key=lambda cell: cell.q_value or 0.0)
     if gains:
@@ -92,8 +92,11 @@ def answer(cells: Iterable[Cell]) -> str:
     decided = sum(kind(cell) in (ALONE, AS_CONTROL, "same", *HARM) for cell in cells)
     if not open_ones + decided:
         return "Nothing can be said: no recipe was compared with the unedited model."
-    parts = ["Nothing was shown to be gained" if open_ones else "No, as far as these samples go"]
-    parts += [text for text in (_better_for_nothing(cells), _left_open(open_ones, decided)) if text]
+    unmade = sum(kind(cell) in ("incomparable", "failed") for cell in cells)
+    sure = not open_ones + unmade + failed
+    parts = ["No, as far as these samples go" if sure else "Nothing was shown to be gained"]
+    said = (_better_for_nothing(cells), _left_open(open_ones, decided), _not_made(unmade, failed))
+    parts += [text for text in said if text]
     return f"{': '.join([parts[0], '; '.join(parts[1:])]) if parts[1:] else parts[0]}."
 
 
@@ -146,6 +149,13 @@ def _left_open(open_ones: int, decided: int) -> str:
         return f"all {total} with the unedited model are decided"
     verb = "is" if open_ones == 1 else "are"
     return f"{open_ones:,} of {total} with the unedited model {verb} undecided, so that a gain may be there"
+
+
+def _not_made(unmade: int, failed: int) -> str:
+    """What there is no verdict of, of comparisons that have none and recipes that have no result."""
+    told = [counted(unmade, "comparison", "comparisons")] if unmade else []
+    told += [f"{counted(failed, 'recipe', 'recipes')} without a result"] if failed else []
+    return f"nothing is known of {' and '.join(told)}" if told else ""
 
 
 def _harm(cells: Sequence[Cell]) -> str:

@@ -69,6 +69,20 @@ def test_being_ahead_of_a_collapsed_control_is_told_to_say_little() -> None:
     )
 
 
+def test_no_is_never_said_where_a_comparison_or_a_recipe_has_no_result() -> None:
+    """What failed or cannot be compared may have been the gain."""
+    unmade = cell("laser", "facts", "incomparable")
+    said = {
+        answer([WORSE], failed=2): "nothing is known of 2 recipes without a result.",
+        answer([WORSE, unmade]): "nothing is known of 1 comparison.",
+        answer([UNDECIDED, unmade], failed=1): "nothing is known of 1 comparison and 1 recipe without a result.",
+    }
+    for told, end in said.items():
+        assert told.startswith("Nothing was shown to be gained: ") and told.endswith(end), told
+    failed = [LASER._replace(failure="out of memory"), SVD_LLM]
+    assert "1 recipe without a result" in findings_page("m", failed, [BASE, WORSE], COMMANDS)[1].text
+
+
 def page(cells: list[Cell]) -> list[Any]:
     return findings_page("m", [LASER, SVD_LLM], cells, COMMANDS)
 
