@@ -166,7 +166,7 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     smaller = {"limit": SMALLER_LIMIT} if args.smaller else {}
     return {
         "model_args": {"pretrained": model, **given},
-        "tasks": [sample_for(entry.task) if args.smaller else entry.task],
+        "tasks": [sample_for(entry.task)] if args.smaller else list(entry.tasks),
         "recipes": [smaller_recipe(recipe, entry, str(given.get("pretrained", model))) if args.smaller else recipe],
         "controls": args.control or ([] if of_unedited(entry) else ["random-subspace"]),
         **smaller,

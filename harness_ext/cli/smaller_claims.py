@@ -30,6 +30,7 @@ SAMPLES = {
         "fever_claims",
         "hellaswag",
         "mathqa",
+        "mean_of_seven",
         "mmlu_math",
         "openbookqa",
         "piqa",

@@ -226,13 +226,14 @@ def with_collapses(cells: list[Cell]) -> list[Cell]:
     for cell in cells:
         if cell.collapse:
             where.setdefault((cell.model_key, cell.weights), []).append(cell.task)
-    if not where and not any(pair.collapse for cell in cells for pair in cell.against_controls):
+    every = (one for cell in cells for one in (cell, *cell.further))
+    if not where and not any(pair.collapse for one in every for pair in one.against_controls):
         return cells
     worded = [
         _with_collapse(cell, tuple(dict.fromkeys(where.get((cell.model_key, cell.weights), ())))) for cell in cells
     ]
     collapsed = {(cell.run_id, cell.task) for cell in worded if cell.verdict == COLLAPSED}
-    return [_with_collapsed_controls(cell, collapsed) if cell.against_controls else cell for cell in worded]
+    return [_with_collapsed_controls(cell, collapsed) for cell in worded]
 
 
 def _with_collapse(cell: Cell, tasks: tuple[str, ...]) -> Cell:
@@ -252,6 +253,10 @@ def _with_collapsed_controls(cell: Cell, collapsed: set[tuple[str, str]]) -> Cel
     """What a collapsed model is against its controls has that word too, and so has a model that collapsed against one.
     collapsed: (run, task) of all.
     """
+    if any(one.against_controls for one in cell.further):
+        cell = changed(cell, further=tuple(_with_collapsed_controls(one, collapsed) for one in cell.further))
+    if not cell.against_controls:
+        return cell
     lost = cell.verdict == COLLAPSED
     return changed(
         cell,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.board.reported import Reported, published
+from leaderboard.board.task_means import run_means
 from leaderboard.errors import LeaderboardError
 from leaderboard.readers.records import BASELINE
 
@@ -44,7 +45,11 @@ def claims(cells: Iterable[Cell], entries: Sequence[Reported] | None = None) -> 
     """Every reported pair in the order of the papers: a claim a run of ours that is beside it, or one without a run.
     cells: of any models, baselines and controls among them.
     """
-    beside: dict[Reported, list[Cell]] = {}
+    cells, beside = list(cells), dict[Reported, list[Cell]]()
+    for entry in published() if entries is None else entries:
+        if entry.members:
+            means = run_means(cells, entry.task, entry.metric, entry.members)
+            beside[entry] = [one for one in means if _is_beside(entry, one)]
     for cell in cells:
         for one in (cell, *cell.further):
             if one.control is not None:
@@ -59,15 +64,16 @@ def claims(cells: Iterable[Cell], entries: Sequence[Reported] | None = None) -> 
 
 
 def _of(cell: Cell, entries: Sequence[Reported]) -> list[Reported]:
-    recipe = cell.recipe.partition(":")[0]
     return [
         entry
         for entry in entries
-        if entry.task == cell.task
-        and entry.metric == cell.metric
-        and recipe in entry.recipes
-        and is_of_model(entry, cell.model)
+        if entry.task == cell.task and entry.metric == cell.metric and _is_beside(entry, cell)
     ]
+
+
+def _is_beside(entry: Reported, cell: Cell) -> bool:
+    """Whether a run is of a row's model and method."""
+    return cell.recipe.partition(":")[0] in entry.recipes and is_of_model(entry, cell.model)
 
 
 def is_of_model(entry: Reported, model: str) -> bool:
@@ -119,7 +125,7 @@ def command_for(entry: Reported) -> str | None:
         return None
     words = ["lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={entry.hub_names[0]}"]
     control = [] if of_unedited(entry) else ["--control", "random-subspace"]
-    return shlex.join([*words, "--tasks", entry.task, "--recipe", recipe, *control])
+    return shlex.join([*words, "--tasks", *entry.tasks, "--recipe", recipe, *control])
 
 
 def of_identity(name: str, entries: Sequence[Reported] | None = None) -> list[Reported]:

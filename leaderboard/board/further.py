@@ -5,7 +5,8 @@ Every metric of a task has a comparison and a verdict of its own. Notable choice
   another. So a verdict on a primary metric does not depend on how many others its task happens to report, and among
   the further metrics the share of false findings stays at 5 % too. Further metrics of one task go together (accuracy
   and normalised accuracy, say); Benjamini-Hochberg keeps its level for tests that depend on each other so.
-- A further metric is compared with the baseline of its row, and with no control.
+- A further metric is compared with the baseline of its row; with controls only where a paper reports it, and so a
+  claim has to be judged by them. Those comparisons are a family too.
 - A metric of which no document bears a value has no row. Neither has the right answer's log-likelihood where the task
   reports it by a name of its own.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from leaderboard.board.cell import Cell, changed, with_verdicts
+from leaderboard.board.cell import Cell, changed, with_control_verdicts, with_verdicts
 from leaderboard.metrics import GOLD_LOG_LIKELIHOOD, GOLD_NAMES
 from leaderboard.store.queries import ScoreRow
 
@@ -51,7 +52,7 @@ def in_metric(cells: Iterable[Cell], metric: str) -> list[Cell]:
 
 def with_further_verdicts(cells: Sequence[Cell]) -> list[Cell]:
     """Correct the further metrics of one model's board, and put them into words."""
-    judged = iter(with_verdicts([one for cell in cells for one in cell.further]))
+    judged = iter(with_control_verdicts(with_verdicts([one for cell in cells for one in cell.further])))
     return [
         changed(cell, further=tuple(next(judged) for _ in cell.further)) if cell.further else cell for cell in cells
     ]

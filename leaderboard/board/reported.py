@@ -8,8 +8,9 @@ null where none is reported. `where`, `sure` and `setting` may be columns too, a
 share of the parameters that is left, in percent; `run` the recipe that computes the row, as `--recipe` reads it, at the
 row's own budget. Without `run` it is the method's first recipe as it is; a method without recipes isn't measured. Rows
 that share a run though they differ say so in their `setting`: "one recipe computes this and ...". `layers` says how
-many a model has, where `run` names one. `unasked` names tasks that no task of ours or lm-eval's stands for, or whose
-score is a mean over tasks, which are compared one by one here: their rows are shown, and cannot be measured.
+many a model has, where `run` names one. `means` says of which tasks
+and metrics a row's score is the mean. `unasked` names tasks that no task of ours or lm-eval's stands for, such as means
+over tasks that are not named: their rows are shown, and cannot be measured.
 `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
 """
 
@@ -43,7 +44,7 @@ class Reported(NamedTuple):
     for the method and model, in small letters where models; hub_names: the models' names as the hub writes them; kept:
     the share of parameters left, a fraction; run: the recipe that computes it; identity: FILE/MODEL/TASK, with what
     else tells it from the file's other rows; layers: how many the paper's model has; asked: whether a task here asks
-    what the row's does.
+    what the row's does; members: task and metric of each part, where the row is a mean over tasks.
     """
 
     method: str
@@ -66,6 +67,12 @@ class Reported(NamedTuple):
     identity: str = ""
     layers: int | None = None
     asked: bool = True
+    members: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What has to be scored for it."""
+        return tuple(task for task, _ in self.members) or (self.task,)
 
     def sentence(self) -> str:
         """One line for a person."""
@@ -114,6 +121,7 @@ class _Table(BaseModel):
     recipes: dict[str, tuple[str, ...]] = {}
     models: dict[str, tuple[str, ...]] = {}
     layers: dict[str, int] = {}
+    means: dict[str, dict[str, str]] = {}
     unasked: tuple[str, ...] = ()
     metrics: dict[str, _Metric] = {}
     columns: tuple[str, ...] = ()
@@ -190,6 +198,7 @@ class _Table(BaseModel):
                     identity,
                     self.layers.get(values["model"]),
                     values["task"] not in self.unasked,
+                    tuple(self.means.get(values["task"], {}).items()),
                 )
 
     def _of(self, values: Mapping[str, Any], name: str) -> str:
@@ -254,14 +263,23 @@ def beside(model: str, task: str, recipe: str, metric: str) -> tuple[Reported, .
     """What is reported for this model (a hub name or a folder of that name), task, recipe (its name, without settings)
     and metric.
     """
+    found = _about(model, recipe)
+    return tuple(entry for entry in found if entry.task == task and entry.metric == metric)
+
+
+@cache
+def is_claimed(model: str, task: str, recipe: str, metric: str) -> bool:
+    """Whether something is reported for these, by itself or as a part of a mean."""
+    return any((task, metric) in (entry.members or ((entry.task, entry.metric),)) for entry in _about(model, recipe))
+
+
+@cache
+def _about(model: str, recipe: str) -> tuple[Reported, ...]:
     own = model.rstrip("/").lower()
     return tuple(
         entry
         for entry in published()
-        if entry.task == task
-        and entry.metric == metric
-        and recipe in entry.recipes
-        and any(own in (alias, alias.rpartition("/")[2]) for alias in entry.models)
+        if recipe in entry.recipes and any(own in (alias, alias.rpartition("/")[2]) for alias in entry.models)
     )
 
 

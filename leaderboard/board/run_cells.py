@@ -77,7 +77,7 @@ def _pairs(judging: Judging, asked: Mapping[str, Sequence[_Asked]]) -> set[tuple
         if baseline is None or baseline is run:
             continue
         wanted = [(subject, other) for other in (baseline, *controls)]
-        wanted += [(one, baseline) for one in further]
+        wanted += [(one, other) for one in further for other in (baseline, *_controls_of_further(one, controls))]
         for one, other in wanted:
             if (
                 (other.run_id, run.run_id) not in found
@@ -108,12 +108,20 @@ def _with_further(judging: Judging, cell: Cell, asked: _Asked) -> Cell:
     baseline = asked.choice.run
     if cell.verdict == "incomparable" or baseline is None:
         return cell
-    found = tuple(one for subject in asked.further if (one := _further(judging, subject, baseline)) is not None)
+    found = tuple(
+        one for subject in asked.further if (one := _further(judging, subject, baseline, asked.controls)) is not None
+    )
     return changed(cell, further=found) if found else cell
 
 
-def _further(judging: Judging, subject: Subject, baseline: RunRow) -> Cell | None:
-    """The cell of a further metric; None where no document bears a value of it."""
+def _controls_of_further(subject: Subject, controls: Sequence[RunRow]) -> Sequence[RunRow]:
+    """What a further metric is compared with besides the baseline: what a paper reports is held against controls."""
+    run, task, score = subject
+    return controls if reported.is_claimed(run.model_name, task.task, run.recipe_name, score.metric) else ()
+
+
+def _further(judging: Judging, subject: Subject, baseline: RunRow, controls: Sequence[RunRow]) -> Cell | None:
+    """The cell of a further metric; None where no document bears a value of it. controls: those of the primary one."""
     run, _, score = subject
     values = _of_score(judging, subject, is_primary=False)
     if score.score is None:
@@ -122,7 +130,11 @@ def _further(judging: Judging, subject: Subject, baseline: RunRow) -> Cell | Non
         return made(values, verdict=BASELINE, baseline_run=run.run_id, baseline_score=score.score)
     if _judged(judging, subject, baseline).documents == 0:
         return None
-    return _compared(judging, values, subject, baseline)
+    against_controls = tuple(
+        _compared(judging, values | {"control": control.control}, subject, control)
+        for control in _controls_of_further(subject, controls)
+    )
+    return _compared(judging, values, subject, baseline, (), against_controls)
 
 
 def _blank(judging: Judging, run: RunRow, task: str) -> dict[str, Any]:

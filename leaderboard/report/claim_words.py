@@ -40,7 +40,7 @@ def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, 
 
     is_the_claim: whether model and documents are the claim's; a smaller form settles nothing.
     """
-    scored = f" on {cell.scored}" if cell.scored else ""
+    scored = f" on {len(entry.members)} tasks" if entry.members else f" on {cell.scored}" if cell.scored else ""
     if of_unedited(entry):
         parts = [f"{cell.name}{scored}: reported {entry.after:.4g}; measured {_score(cell.score)}"]
     else:
@@ -102,6 +102,7 @@ def claim_lines(rows: Sequence[Reported], command: str | None = None) -> list[st
         ("how sure", SURE[first.sure]),
         ("model", " or ".join(first.hub_names) or first.model),
         ("task", first.task),
+        ("mean of", ", ".join(f"{task} ({metric})" for task, metric in first.members)),
         ("method", first.method),
         *((f"{row.metric}", f"{row.before:.4g} -> {row.after:.4g}") for row in rows),
         ("kept", "" if first.kept is None else f"{first.kept:.0%} of the parameters"),

@@ -136,7 +136,7 @@ def _row(claim: Claim) -> dict[str, Any]:
         "Verdict": cell.verdict,
         "Reported direction": {True: "yes", False: "no", None: ""}[claim.agrees],
         "Beats its control": _CONTROL[cell.beats_controls],
-        "n": cell.n,
+        "n": None if claim.reported.members else cell.n,
         "Run here": plain(cell.name),
         "Reported setting": claim.reported.setting,
         "Source": f"{claim.reported.source}, {SURE[claim.reported.sure]}",
