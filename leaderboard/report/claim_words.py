@@ -40,7 +40,8 @@ def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, 
 
     is_the_claim: whether model and documents are the claim's; a smaller form settles nothing.
     """
-    scored = f" on {len(entry.members)} tasks" if entry.members else f" on {cell.scored}" if cell.scored else ""
+    is_mean = bool(entry.members) and cell.task == entry.task
+    scored = f" on {len(entry.members)} tasks" if is_mean else f" on {cell.scored}" if cell.scored else ""
     if of_unedited(entry):
         parts = [f"{cell.name}{scored}: reported {entry.after:.4g}; measured {_score(cell.score)}"]
     else:

@@ -116,6 +116,8 @@ def test_a_mean_is_judged_with_its_control(cells: list[Cell]) -> None:
     assert cell is not None and cell.task == ROW.task and cell.verdict == "worse" and cell.beats_controls
     assert judged_claim(ROW, cell).word == "supported"
     said = verdict_sentence(ROW, cell)
+    in_place = changed(cell, task="audit_commonsense", n=48)
+    assert " on 48 documents: reported" in verdict_sentence(ROW, in_place, is_the_claim=False)
     assert " on 6 tasks: reported 0.6961 -> 0.6468" in said and "(better); the claim is supported" in said
 
 
