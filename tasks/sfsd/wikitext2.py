@@ -1,6 +1,6 @@
-"""WikiText-2 perplexity over pieces of 128 or 2,048 tokens, as papers on low-rank compression report it.
+"""WikiText-2 perplexity over pieces of 128, 2,048 or 4,096 tokens, as papers on low-rank compression report it.
 
-lm-eval's `wikitext` scores whole pages and counts words; that number and these cannot be compared, nor these two with each other. The test split is joined and cut into
+lm-eval's `wikitext` scores whole pages and counts words; that number and these cannot be compared, nor these with each other. The test split is joined and cut into
 pieces of equal length, the rest dropped; of each piece the first token is given and the others are predicted from the piece alone. One choice differs from most papers' code,
 which cuts a list of token numbers: lm-eval hands texts to a model, and many a tokenizer divides a text out of the middle otherwise than the whole. So a piece ends where the
 tokenizer, given this piece by itself, makes exactly so many tokens of it: never more than fit into a model that reads so many.

@@ -186,6 +186,8 @@ def test_no_such_tokenizer(tmp_path):
         load("wikitext2_128", data_dir=str(FIXTURES), pretrained=str(tmp_path))
 
 
-def test_a_text_shorter_than_a_piece():
-    with pytest.raises(UserError, match="task wikitext2_2048: the test split is shorter than one piece of 2048 tokens"):
-        load("wikitext2_2048", data_dir=str(FIXTURES), tokenizer=str(demo_path()))
+@pytest.mark.parametrize("length", [2048, 4096])
+def test_a_text_shorter_than_a_piece(length):
+    told = f"task wikitext2_{length}: the test split is shorter than one piece of {length} tokens"
+    with pytest.raises(UserError, match=told):
+        load(f"wikitext2_{length}", data_dir=str(FIXTURES), tokenizer=str(demo_path()))
