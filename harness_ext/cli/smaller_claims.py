@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from leaderboard.board.reported import Reported
 
 SAMPLES = {
-    "audit_text": ("c4_stream", "wikitext2_128", "wikitext2_2048", "wikitext2_4096", "wikitext2_arena"),
+    "audit_text": (
+        "c4_first_2000",
+        "c4_stream",
+        "wikitext2_128",
+        "wikitext2_2048",
+        "wikitext2_4096",
+        "wikitext2_arena",
+    ),
     "audit_facts": ("counterfact", "hotpotqa_closed", "wikidata_qa"),
     "audit_commonsense": (
         "arc_challenge",

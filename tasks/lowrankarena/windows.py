@@ -3,6 +3,8 @@
 WikiText-2: all rows of the test split joined by empty lines and tokenised once. C4: the validation split from its first document on, blank documents left out, each tokenised by itself, the
 tokens of an empty line between them, cut at 262,144 tokens. The last short window is dropped; of each window 2,047 tokens are predicted from those before them.
 
+SVD-LLM's C4 is other windows of the same length: the first 2,000 documents of that split, joined by empty lines and tokenised once, with a BOS where the tokenizer puts one.
+
 A window is a list of token numbers, and is asked as that wherever the backend can (`harness_ext.task_requests.TokenWindow`); others are asked its text, which they may divide otherwise.
 """
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 LENGTH = 2048
 C4_TOKENS = 262_144
+C4_DOCUMENTS = 2000
 TRAINING_WINDOWS = 256
 C4_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 """Of `allenai/c4` on the Hugging Face hub, as the protocol pins it."""
@@ -45,10 +48,22 @@ def c4_windows(length: int = LENGTH, tokens: int = C4_TOKENS, **settings: Any) -
     source = Source("c4_stream", "c4", settings)
     tokenizer = _tokenizer(source, settings, length)
     stream = islice(c4_numbers(tokenizer, c4_texts(source)), tokens)
-    found = list(windows(tokenizer, list(stream), length))
+    return source.splits(test=_of_c4(source, tokenizer, list(stream), length))
+
+
+def c4_first_windows(length: int = LENGTH, documents: int = C4_DOCUMENTS, **settings: Any) -> DatasetDict:
+    """The windows of the first 2,000 documents of C4's validation split, as one text."""
+    source = Source("c4_first_2000", "c4", settings)
+    tokenizer = _tokenizer(source, settings, length)
+    whole = "\n\n".join(islice(c4_texts(source), documents))
+    return source.splits(test=_of_c4(source, tokenizer, tokenizer(whole, verbose=False)["input_ids"], length))
+
+
+def _of_c4(source: Source, tokenizer: Any, numbers: Sequence[int], length: int) -> list[Row]:
+    found = list(windows(tokenizer, numbers, length))
     if not found:
         raise UserError(f"task {source.task}: the texts are shorter than one window of {length} tokens; provide the official file, whole")
-    return source.splits(test=found)
+    return found
 
 
 def c4_texts(source: Source) -> Iterator[str]:

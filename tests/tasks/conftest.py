@@ -36,7 +36,7 @@ FROM_FILES = (
     "winobias_type2",
 )
 AUDIT = ("audit_facts", "audit_arithmetic", "audit_commonsense", "audit_text")
-CUT = ("wikitext2_128", "wikitext2_2048", "wikitext2_4096", "wikitext2_arena", "c4_stream")
+CUT = ("wikitext2_128", "wikitext2_2048", "wikitext2_4096", "wikitext2_arena", "c4_stream", "c4_first_2000")
 GROUPS = (
     *("laser_suite", "eigenpruning_suite", "sfsd_suite", "basel_suite", "bias_suite", "winobias"),
     *("collateral", "lowrankarena", "mmlu_math", "audit"),

@@ -55,6 +55,19 @@ def test_c4_is_a_stream_of_texts_by_themselves(tokenizer: Any, tmp_path: Path) -
         WINDOWS.c4_windows(length=64, **settings)
 
 
+def test_the_first_documents_of_c4_are_one_text(tokenizer: Any, tmp_path: Path) -> None:
+    """As SVD-LLM reads it: blank documents count, and the whole is tokenised once with its special tokens."""
+    settings = {"data_dir": str(c4_folder(tmp_path)), "pretrained": str(demo_path())}
+    for documents in (3, 5, 9):
+        numbers = tokenizer("\n\n".join(TEXTS[:documents]))["input_ids"]
+        found = WINDOWS.c4_first_windows(length=2, documents=documents, **settings)["test"]
+        assert [row["window"] for row in found] == [
+            numbers[start : start + 2] for start in range(0, len(numbers) // 2 * 2, 2)
+        ]
+    with pytest.raises(UserError, match="task c4_first_2000: the texts are shorter than one window of 2048 tokens"):
+        load("c4_first_2000", **settings, max_length=4096)
+
+
 def test_texts_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LM_EVAL_RECIPES_DATA", raising=False)
     with pytest.raises(UserError, match=r"task c4_stream: .*allenai/c4.*put the official files into a folder 'c4'"):

@@ -113,11 +113,11 @@ def test_a_claim_is_shown_with_where_it_stands(
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/80") == 2
     assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err
-    other_texts = "svd-llm/llama-7b/c4_first_2000/svd-llm-whitening/80"
-    assert call(monkeypatch, "run", other_texts) == 2
-    assert "no task here asks what c4_first_2000 does" in capsys.readouterr().err
-    assert call(monkeypatch, "show", other_texts) == 0
-    assert "7.34 -> 15.84" in (shown := capsys.readouterr().out) and "no task here asks" in shown
+    unnamed_tasks = "modegpt/llama-2-7b/mean_accuracy/modegpt"
+    assert call(monkeypatch, "run", unnamed_tasks) == 2
+    assert "no task here asks what mean_accuracy does" in capsys.readouterr().err
+    assert call(monkeypatch, "show", unnamed_tasks) == 0
+    assert "0.69 -> 0.6078" in (shown := capsys.readouterr().out) and "no task here asks" in shown
 
 
 def test_a_smaller_form_runs_and_settles_nothing(
