@@ -144,7 +144,8 @@ def test_figures_of_another_machine_stay_beside_new_ones(real: ModuleType) -> No
     new = [_baseline(real), measured("svd", 0, 2.0), measured("svd-llm", 0, 2.0)]
     assert real.merged([], new) == new
     assert real.merged(earlier, new) == [*new, earlier[2]]  # measured again: the new one; recipes unknown today: out
-    assert real.merged([_baseline(real, 0.5), *earlier[1:]], new) == new
+    with pytest.raises(real.OtherMachine, match="0.4 on t here and 0.5 on t in figures.json, whose 4 figures .*--anew"):
+        real.merged([_baseline(real, 0.5), *earlier[1:]], new)
 
 
 @pytest.mark.parametrize("recipe", ["svd", "svd-llm:keep.param_fraction=0.9"])

@@ -275,17 +275,31 @@ def stored() -> list[Figure]:
 def merged(earlier: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
     """What is new, and what was measured before and is not measured again: hours of another machine are not lost.
 
-    Left out are recipes that have changed since, and all of it where tasks or the unedited model's scores differ:
+    Left out are recipes that have changed since. Raises OtherMachine where tasks or the unedited model's scores differ:
     figures of other hardware do not stand beside these.
     """
     from harness_ext.recipe.recipe import parse_recipe
 
-    if not earlier or _scores(earlier[0]) != _scores(new[0]):
+    if not earlier:
         return list(new)
+    if _scores(earlier[0]) != _scores(new[0]):
+        raise OtherMachine(
+            f"the unedited model has {_said(new[0])} here and {_said(earlier[0])} in {FIGURES.name}, whose"
+            f" {len(earlier)} figures do not stand beside these: other hardware or tasks; --anew (make real ANEW=1)"
+            " leaves them out"
+        )
     asked = {identity_of(parse_recipe(one)) for one in recipes()}
     again = {(one.recipe, one.seed) for one in new}
     kept = [one for one in earlier if (one.recipe, one.seed) not in again and one.recipe_id in asked]
     return in_order([*new, *kept])
+
+
+class OtherMachine(ValueError):
+    """Figures that cannot stand beside those that are there."""
+
+
+def _said(figure: Figure) -> str:
+    return ", ".join(f"{score:g} on {task}" for task, score in _scores(figure).items())
 
 
 def _scores(figure: Figure) -> dict[str, float]:
@@ -503,6 +517,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The result on a real model; `make real` runs all three.")
     parser.add_argument("what", choices=("prepare", "sweep", "table"))
     parser.add_argument("--items", type=Path, help="folder of real items with make_tasks.py; else the hub's tasks")
+    parser.add_argument("--anew", action="store_true", help="leave out the figures of other hardware or tasks")
     parser.add_argument("--tasks", nargs="+", default=[], help="these tasks alone")
     options = parser.parse_args()
     if options.what == "prepare":
@@ -511,7 +526,10 @@ def main() -> None:
         # JSON is YAML.
         SWEEP.write_text(json.dumps(sweep_file(options.tasks or tasks()), indent=1) + "\n", encoding="utf-8")
     else:
-        figures = merged(stored(), measured(HERE / "runs"))
+        try:
+            figures = merged([] if options.anew else stored(), measured(HERE / "runs"))
+        except OtherMachine as error:
+            parser.error(str(error))
         FIGURES.write_text("[" + ",\n ".join(json.dumps(asdict(one)) for one in figures) + "]\n", encoding="utf-8")
         (HERE / "README.md").write_text(render(figures), encoding="utf-8")
         readme = ROOT / "README.md"
