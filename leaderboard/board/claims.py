@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.board.reported import Reported, published
@@ -46,10 +46,12 @@ def claims(cells: Iterable[Cell], entries: Sequence[Reported] | None = None) -> 
     cells: of any models, baselines and controls among them.
     """
     cells, beside = list(cells), dict[Reported, list[Cell]]()
+    means: dict[tuple[Any, ...], list[Cell]] = {}
     for entry in published() if entries is None else entries:
         if entry.members:
-            means = run_means(cells, entry.task, entry.metric, entry.members)
-            beside[entry] = [one for one in means if _is_beside(entry, one)]
+            which = entry.task, entry.metric, entry.members
+            found = means[which] if which in means else means.setdefault(which, list(run_means(cells, *which)))
+            beside[entry] = [one for one in found if _is_beside(entry, one)]
     for cell in cells:
         for one in (cell, *cell.further):
             if one.control is not None:
