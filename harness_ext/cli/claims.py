@@ -16,6 +16,7 @@ from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 
 if TYPE_CHECKING:
+    from harness_ext.recipe.schema import Calibration
     from leaderboard.board.cell import Cell
     from leaderboard.board.reported import Headline, Reported
 
@@ -86,11 +87,12 @@ class Claims(RecipesCommand):
 
     @staticmethod
     def _show(args: argparse.Namespace) -> None:
-        from leaderboard.board.claims import of_identity
+        from leaderboard.board.claims import of_identity, recipe_for
         from leaderboard.report.claim_words import claim_lines
 
         rows = of_identity(args.claim)
-        print("\n".join(claim_lines(rows, f"lm_eval claims run {rows[0].identity}")))
+        facts = _facts_of(recipe_for(rows[0]), rows[0].task)
+        print("\n".join(claim_lines(rows, f"lm_eval claims run {rows[0].identity}", facts)))
         if told := list(_sentences(rows, _stored_cells(args.database))):
             print("\n" + "\n".join(told))
 
@@ -105,7 +107,8 @@ class Claims(RecipesCommand):
         rows = of_identity(args.claim)
         asked = _protocol(rows[0], args)
         stand_in = [standing_in(rows[0].task)] if args.smaller else []
-        print("\n".join([*claim_lines(rows, _as_command(asked)), *filter(None, stand_in)]), flush=True)
+        told = claim_lines(rows, _as_command(asked), _facts_of(asked["recipes"][0], asked["tasks"][0]))
+        print("\n".join([*told, *filter(None, stand_in)]), flush=True)
         if args.smaller and args.limit is None:
             quieten_limit()
         result = run(**asked, verbose=True)
@@ -172,6 +175,27 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
         **smaller,
         **{name: value for name in _AS_IN_RUN if (value := getattr(args, name)) is not None},
     }
+
+
+def _facts_of(recipe: str | None, task: str) -> list[tuple[str, str]]:
+    """What a claim's row does not say of the recipe that is run: the documents that it learns from."""
+    from harness_ext.runs.python_api import load_recipe
+
+    if recipe is None:
+        return []
+    steps = load_recipe(recipe).steps
+    learned = dict.fromkeys(_learned_from(step.calibration, task) for step in steps if step.calibration is not None)
+    return [("learns", f"from {text}") for text in learned]
+
+
+def _learned_from(calibration: Calibration, task: str) -> str:
+    from harness_ext.recipe.schema import EVALUATED
+
+    tasks = ", ".join(task if one == EVALUATED else one for one in calibration.tasks)
+    if calibration.split == "test":
+        return f"{calibration.samples} of the documents of {tasks} that would be scored, which are out of every score"
+    split = {"train": "training"}.get(calibration.split, calibration.split)
+    return f"{calibration.samples} documents of the {split} split of {tasks}"
 
 
 def _as_command(asked: dict[str, Any]) -> str:
@@ -258,6 +282,7 @@ def _row(entry: Reported, states: dict[Reported, str]) -> dict[str, Any]:
         "after": entry.after,
         "kept": entry.kept,
         "setting": entry.setting,
+        "chosen_on": entry.chosen_on,
         "recipe": entry.run,
         "state": states.get(entry, ""),
     }

@@ -10,6 +10,8 @@ row's own budget. Without `run` it is the method's first recipe as it is; a meth
 that share a run though they differ say so in their `setting`: "one recipe computes this and ...". `layers` says how
 many a model has, where `run` names one. `unasked` names tasks that no task of ours or lm-eval's stands for, or whose
 score is a mean over tasks, which are compared one by one here: their rows are shown, and cannot be measured.
+`chosen_on` says which documents a paper chose its rows' settings on, where the runs have these settings and score the
+documents too.
 `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
 """
 
@@ -43,7 +45,7 @@ class Reported(NamedTuple):
     for the method and model, in small letters where models; hub_names: the models' names as the hub writes them; kept:
     the share of parameters left, a fraction; run: the recipe that computes it; identity: FILE/MODEL/TASK, with what
     else tells it from the file's other rows; layers: how many the paper's model has; asked: whether a task here asks
-    what the row's does.
+    what the row's does; chosen_on: which of the documents that its run scores the paper chose the row's setting on.
     """
 
     method: str
@@ -66,6 +68,7 @@ class Reported(NamedTuple):
     identity: str = ""
     layers: int | None = None
     asked: bool = True
+    chosen_on: str = ""
 
     def sentence(self) -> str:
         """One line for a person."""
@@ -115,6 +118,7 @@ class _Table(BaseModel):
     models: dict[str, tuple[str, ...]] = {}
     layers: dict[str, int] = {}
     unasked: tuple[str, ...] = ()
+    chosen_on: str = ""
     metrics: dict[str, _Metric] = {}
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
@@ -190,6 +194,7 @@ class _Table(BaseModel):
                     identity,
                     self.layers.get(values["model"]),
                     values["task"] not in self.unasked,
+                    self.chosen_on,
                 )
 
     def _of(self, values: Mapping[str, Any], name: str) -> str:

@@ -110,6 +110,17 @@ def test_a_claim_is_shown_with_where_it_stands(
         assert part in shown
 
 
+def test_what_a_claim_was_chosen_on_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "show", "laser/gpt-j/counterfact") == 0
+    assert "chosen on the first 20 % of the data, which the run here scores too" in capsys.readouterr().out
+    assert call(monkeypatch, "show", "laser-text/gpt-j/counterfact") == 0
+    shown = capsys.readouterr().out
+    assert "learns    from 160 of the documents of counterfact that would be scored, which are out of every" in shown
+    assert "chosen on " not in shown.replace("MLP, chosen on", "")
+
+
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/80") == 2
     assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err
@@ -174,6 +185,37 @@ def test_layers_keep_their_depth(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     # a row of the unedited model has no control
     call(monkeypatch, "run", "lowrankarena-dense/llama-7b/boolq")
     assert asked["recipes"] == ["baseline"] and asked["controls"] == []
+
+
+@pytest.mark.slow
+def test_a_search_on_scored_documents_is_judged_on_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    composed = of_identity("laser-text/gpt-j/counterfact")[0]
+    recipe = "laser-compose:calibration.split=test,calibration.samples=20"
+    # the embedded model has one of 60 right
+    row = composed._replace(task="int_mult", run=recipe, before=1 / 60)
+    monkeypatch.setattr("leaderboard.board.claims.of_identity", lambda name: [row])
+    # the embedded model under the claim's name
+    monkeypatch.setattr("leaderboard.board.claims.is_of_model", lambda entry, model: True)
+    assert call(monkeypatch, "run", row.identity, "--model_args", "pretrained=demo", "--device", "cpu") == 0
+    told = capsys.readouterr().out
+    assert "learns    from 20 of the documents of int_mult that would be scored, which are out of every score" in told
+    assert " on 60 of 80 documents, without those that it learned from or was chosen on: reported" in told
+    assert "the claim is " in told and "the claim is incomparable" not in told
+    places = list(tmp_path.glob("results/demo/*/receipt.json"))
+    chosen_on = {
+        hashed
+        for path in places
+        for used in json.loads(path.read_text()).get("calibration", ())
+        for hashed in used["documents"]
+    }
+    scored = {
+        json.loads(line)["doc_hash"]
+        for path in tmp_path.glob("results/demo/*/samples_*.jsonl")
+        for line in path.read_text().splitlines()
+    }
+    assert (len(places), len(chosen_on), len(scored)) == (3, 20, 60) and not chosen_on & scored
 
 
 @pytest.mark.slow

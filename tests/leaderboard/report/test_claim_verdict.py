@@ -250,6 +250,38 @@ def test_a_run_that_says_nothing_of_a_claim_is_incomparable(changes: dict[str, o
     assert (state.word == "incomparable") is (why is not None)
 
 
+@pytest.mark.parametrize(
+    ("subset", "learned", "incomparable"),
+    [
+        ("60 of 80 documents", 20, False),
+        ("60 of 80 documents", 0, True),
+        ("60 of 80 documents", 21, True),
+        ("40 of 80 documents", 20, True),
+        ("first 60 of 80 documents", 20, True),
+        # a fact that is asked twice
+        ("65,590 of 65,757 documents", 160, False),
+        ("60,000 of 65,757 documents", 160, True),
+    ],
+)
+def test_what_a_recipe_was_chosen_on_is_no_missing_part(subset: str, learned: int, incomparable: bool) -> None:
+    cell = replace(CELL, subset=subset, learned=learned)
+    assert (judged_claim(entry(), cell).word == "incomparable") is incomparable
+    said = f" on {subset}, without those that it learned from or was chosen on: reported "
+    assert (said in verdict_sentence(entry(), cell)) is not incomparable
+
+
+def test_documents_that_a_paper_chose_on_are_told_where_they_are_scored() -> None:
+    chosen = entry()._replace(chosen_on="the first 20 % of the data")
+    cell = replace(CELL, against_controls=(replace(CELL, control="random-subspace"),))
+    state = judged_claim(chosen, cell)
+    assert state.word == "supported"
+    assert state.why == (
+        "as large as reported, and better than its control; among the documents scored are those that the paper chose"
+        " this setting on, the first 20 % of the data"
+    )
+    assert verdict_sentence(chosen, cell).endswith(state.why)
+
+
 @pytest.mark.parametrize(("here", "incomparable"), [(5.68, False), (5.95, False), (6.1, True), (43.8, True)])
 def test_a_claim_of_great_damage_asks_for_the_same_start_too(here: float, incomparable: bool) -> None:
     told = entry("token_perplexity", 5.68, 20061.0)._replace(run=CELL.recipe)
