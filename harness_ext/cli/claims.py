@@ -178,14 +178,18 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _facts_of(recipe: str | None, task: str) -> list[tuple[str, str]]:
-    """What a claim's row does not say of the recipe that is run: the documents that it learns from."""
+    """What a claim's row does not say of the recipe that is run: where it departs from its source, and the documents
+    that it learns from.
+    """
     from harness_ext.runs.python_api import load_recipe
 
     if recipe is None:
         return []
-    steps = load_recipe(recipe).steps
-    learned = dict.fromkeys(_learned_from(step.calibration, task) for step in steps if step.calibration is not None)
-    return [("learns", f"from {text}") for text in learned]
+    loaded = load_recipe(recipe)
+    used = [step.calibration for step in loaded.steps if step.calibration is not None]
+    learned = dict.fromkeys(_learned_from(calibration, task) for calibration in used)
+    caveats = f"of the recipe {loaded.name}: {loaded.caveats}" if loaded.caveats else ""
+    return [("caveats", caveats), *(("learns", f"from {text}") for text in learned)]
 
 
 def _learned_from(calibration: Calibration, task: str) -> str:

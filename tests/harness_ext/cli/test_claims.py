@@ -121,6 +121,34 @@ def test_what_a_claim_was_chosen_on_is_shown(
     assert "chosen on " not in shown.replace("MLP, chosen on", "")
 
 
+@pytest.mark.parametrize(
+    "identity",
+    [
+        "lems/mistral-7b/wikitext2_2048/kfac-svd/80",
+        "lems/mistral-7b/wikitext2_2048/gfwsvd",
+        "svd-llm/llama-7b/wikitext2_2048/asvd/80",
+    ],
+)
+def test_a_claim_is_shown_with_the_caveats_of_its_recipe(
+    identity: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness_ext.runs.python_api import load_recipe
+
+    recipe = load_recipe(str(recipe_for(of_identity(identity)[0])))
+    assert call(monkeypatch, "show", identity) == 0
+    assert f"caveats   of the recipe {recipe.name}: {recipe.caveats}\n" in capsys.readouterr().out
+    assert recipe.caveats
+
+
+def test_a_recipe_without_caveats_has_no_line_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "show", "lowrankarena-dense/llama-7b/boolq") == 0
+    assert "caveats" not in capsys.readouterr().out
+    assert call(monkeypatch, "show", "sfsd/llama-7b/boolq/llm-pruner/80") == 0
+    assert "no recipe here stands" in (shown := capsys.readouterr().out) and "caveats" not in shown
+
+
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/80") == 2
     assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err
