@@ -87,6 +87,18 @@ def test_what_is_learned_for_running_text_is_learned_from_texts_that_are_named()
     assert {source for source in sources if "wikitext2_" not in str(source[1])} == set()
 
 
+def test_sfsd_learns_from_the_papers_six_tasks_whichever_is_scored() -> None:
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.runs.python_api import load_recipe
+
+    rows = [one for one in published() if one.identity.startswith("sfsd/") and one.method == "feature space"]
+    learned = {load_recipe(str(recipe_for(row))).steps[0].calibration for row in rows if row.asked}
+    (used,) = learned
+    assert used is not None and used.samples == 512 and used.split == "train"
+    assert set(used.tasks) == {row.task for row in rows if row.asked} and len(used.tasks) == 6
+    assert set(used.tasks) <= set(task_manager().all_tasks)
+
+
 def test_a_beginning_is_enough_where_one_claim_has_it() -> None:
     assert {entry.task for entry in of_identity("eigenpr")} == {"int_mult"}
     with pytest.raises(LeaderboardError, match=r"begins 8 claims: laser/gpt-j/counterfact"):
