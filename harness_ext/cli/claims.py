@@ -91,9 +91,10 @@ class Claims(RecipesCommand):
         from leaderboard.report.claim_words import claim_lines
 
         rows = of_identity(args.claim)
+        told = list(_sentences(rows, _stored_cells(args.database)))
         facts = _facts_of(recipe_for(rows[0]), rows[0].task)
         print("\n".join(claim_lines(rows, f"lm_eval claims run {rows[0].identity}", facts)))
-        if told := list(_sentences(rows, _stored_cells(args.database))):
+        if told:
             print("\n" + "\n".join(told))
 
     @staticmethod
@@ -224,8 +225,9 @@ def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:
 
 
 def _stored_cells(database: Path) -> Sequence[Cell]:
-    """What was measured here; nothing where there is no database."""
+    """What was measured here; nothing where the default database is not there. Raises MissingDatabase for another."""
     from leaderboard.board.board import board
+    from leaderboard.commands import DEFAULT_DATABASE
     from leaderboard.errors import MissingDatabase
     from leaderboard.store.database import open_store
 
@@ -233,6 +235,8 @@ def _stored_cells(database: Path) -> Sequence[Cell]:
         with open_store(database, read_only=True) as store:
             return board(store)
     except MissingDatabase:
+        if database != DEFAULT_DATABASE:
+            raise
         return []
 
 

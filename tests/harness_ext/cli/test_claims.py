@@ -107,6 +107,28 @@ def test_a_beginning_is_enough_where_one_claim_has_it() -> None:
         of_identity("eigenpruning/phi2/int_mult")
 
 
+@pytest.mark.parametrize("asked", [("list",), ("list", "--json"), (), ("show", "eigenpruning/phi-2/int_mult")])
+def test_a_database_that_is_named_and_not_there_is_told(
+    asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *asked, "--database", "nosuch.duckdb") == 2
+    said = capsys.readouterr()
+    assert "there is no leaderboard at nosuch.duckdb yet" in said.err and said.out == ""
+    # the one that nobody has made yet is nothing to tell
+    assert call(monkeypatch, *asked) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize("action", ["show", "run"])
+def test_a_claim_must_be_named(
+    action: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, action, name) == 2
+    said = capsys.readouterr().err
+    assert "no claim is named: give PAPER/MODEL/TASK or its beginning; `lm_eval claims` lists them" in said
+
+
 def test_a_claim_is_shown_with_where_it_stands(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
