@@ -24,6 +24,12 @@ SMALLER_LIMIT = 200
 """Documents of a claim's smaller form."""
 _AS_IN_RUN = ("limit", "device", "batch_size", "seed", "include_path", "output_path")
 """Options that are handed on to `lm_eval run` as they are given."""
+_WINDOWS = {
+    "wikitext2_2048": "each begins with the start token where the tokenizer sets one by default, as Llama's does;"
+    " code of papers has one before the whole text, or none (LLaMA-7B unedited: 5.68 and 5.67): add_bos_token=False in"
+    " --model_args leaves it out"
+}
+"""Tasks whose windows may begin otherwise than a paper's, and how."""
 EPILOG = """
 examples:
   $ lm_eval claims
@@ -179,8 +185,8 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _facts_of(recipe: str | None, task: str) -> list[tuple[str, str]]:
-    """What a claim's row does not say of the recipe that is run: where it departs from its source, and the documents
-    that it learns from.
+    """What a claim's row does not say of what is run: where the recipe departs from its source, the documents that it
+    learns from, and how the task's windows begin.
     """
     from harness_ext.runs.python_api import load_recipe
 
@@ -190,7 +196,11 @@ def _facts_of(recipe: str | None, task: str) -> list[tuple[str, str]]:
     used = [step.calibration for step in loaded.steps if step.calibration is not None]
     learned = dict.fromkeys(_learned_from(calibration, task) for calibration in used)
     caveats = f"of the recipe {loaded.name}: {loaded.caveats}" if loaded.caveats else ""
-    return [("caveats", caveats), *(("learns", f"from {text}") for text in learned)]
+    return [
+        ("caveats", caveats),
+        *(("learns", f"from {text}") for text in learned),
+        ("windows", _WINDOWS.get(task, "")),
+    ]
 
 
 def _learned_from(calibration: Calibration, task: str) -> str:

@@ -183,6 +183,15 @@ def test_a_recipe_without_caveats_has_no_line_of_them(
     assert "no recipe here stands" in (shown := capsys.readouterr().out) and "caveats" not in shown
 
 
+def test_how_windows_begin_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "show", "svd-llm/llama-7b/wikitext2_2048/svd/80") == 0
+    assert "windows   each begins with the start token where" in (shown := capsys.readouterr().out)
+    assert "add_bos_token=False in --model_args leaves it out" in shown
+    # LowRankArena's have none, whatever the tokenizer
+    assert call(monkeypatch, "show", "lowrankarena/llama-7b/wikitext2_arena/zs-svd") == 0
+    assert "windows   " not in (shown := capsys.readouterr().out) and "without a BOS" in shown
+
+
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/80") == 2
     assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err
