@@ -16,6 +16,9 @@ was measured, `reported` the paper's, `slack` the share of it that two measureme
   from are no such part), or the unedited model does not score as reported: by more than the slack or the board's
   margin, and beyond the interval of its own score; a perplexity, by more than 5 % however large the effect.
 
+Where the unedited model's score differs by less than that, and yet by more than sampling and rounding explain, the word
+stands with both scores beside it.
+
 A row of the unedited model claims a level: supported where the interval of the score lies within the margin of it (a
 perplexity: within 1 %), contradicted where the score differs by more and the interval excludes it.
 
@@ -131,6 +134,24 @@ def why_incomparable(entry: Reported, cell: Cell, slack: float = SLACK) -> str |
     limits = _limits_of_score(entry, before, cell.n)
     if limits is not None and limits.low <= entry.before <= limits.high:
         return None
+    return _both_unedited(entry, before)
+
+
+def how_unedited_differs(entry: Reported, cell: Cell) -> str | None:
+    """The unedited model's two scores, where neither sampling nor rounding explains that they differ; else None. A
+    score without an interval may differ by what counts as no change.
+    """
+    before = cell.baseline_score
+    if of_unedited(entry) or before is None:
+        return None
+    limits = _limits_of_score(entry, before, cell.n) or _Limits(before - UNCHANGED, before + UNCHANGED)
+    printed = _unit_of(entry) / 2
+    if limits.low - printed <= entry.before <= limits.high + printed:
+        return None
+    return _both_unedited(entry, before)
+
+
+def _both_unedited(entry: Reported, before: float) -> str:
     return f"the unedited model has {before:.4g} here and {entry.before:.4g} there"
 
 
@@ -214,8 +235,13 @@ def measured_effect(cell: Cell) -> ClaimEffect | None:
 
 def rounding_of(entry: Reported) -> float:
     """By how much a claimed improvement may be off because both of its scores are printed to so many places."""
-    unit = 10.0 ** -max(_places(entry.before), _places(entry.after))
+    unit = _unit_of(entry)
     return unit / 2 * (1 / entry.before + 1 / entry.after) if _is_perplexity(entry.metric) else unit
+
+
+def _unit_of(entry: Reported) -> float:
+    """One in the last place to which a row's scores are printed."""
+    return 10.0 ** -max(_places(entry.before), _places(entry.after))
 
 
 def _places(score: float) -> int:

@@ -12,6 +12,7 @@ from leaderboard.report.claim_verdict import (
     ClaimState,
     claimed_effect,
     effect_between,
+    how_unedited_differs,
     in_units_of,
     is_all_but_learned,
     measured_effect,
@@ -27,10 +28,12 @@ def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimStat
     if (why := why_incomparable(entry, cell, slack)) is not None:
         return ClaimState("incomparable", why)
     state = _state(entry, cell, slack)
-    return ClaimState(state.word, "; ".join([state.why, *_remarks(entry)]))
+    return ClaimState(state.word, "; ".join([state.why, *_remarks(entry, cell)]))
 
 
-def _remarks(entry: Reported) -> Iterator[str]:
+def _remarks(entry: Reported, cell: Cell) -> Iterator[str]:
+    if differs := how_unedited_differs(entry, cell):
+        yield f"but {differs}"
     if entry.chosen_on:
         yield f"among the documents scored are those that the paper chose this setting on, {entry.chosen_on}"
 

@@ -292,6 +292,43 @@ def test_a_claim_of_great_damage_asks_for_the_same_start_too(here: float, incomp
     assert (judged_claim(told, cell).word == "incomparable") is incomparable
 
 
+@pytest.mark.parametrize(
+    ("reported", "changes", "said"),
+    [
+        # within a quarter of the reported gain, and beyond the interval of 24 right of 80
+        (entry(), {"baseline_score": 0.3}, "; but the unedited model has 0.3 here and 0.1375 there"),
+        (entry(), {"baseline_score": 0.14}, ""),
+        (entry(before=0.14), {"baseline_score": 0.1449, "n": 1_000_000}, "0.1449 here and 0.14 there"),
+        # as far off as its printed places
+        (entry(before=0.14, after=0.97), {"baseline_score": 0.1449, "n": 1_000_000}, ""),
+        (entry("log_loss", 5.78, 5.05), {"metric": "log_loss", "baseline_score": 5.9}, "has 5.9 here and 5.78 there"),
+        (entry("log_loss", 5.78, 5.05), {"metric": "log_loss", "baseline_score": 5.79}, ""),
+        (
+            entry("token_perplexity", 5.68, 7.94),
+            {"metric": "token_perplexity", "baseline_score": 5.9},
+            "; but the unedited model has 5.9 here and 5.68 there",
+        ),
+        (entry("token_perplexity", 5.68, 7.94), {"metric": "token_perplexity", "baseline_score": 5.684}, ""),
+    ],
+)
+def test_an_unedited_model_that_differs_is_told(reported: Reported, changes: dict[str, object], said: str) -> None:
+    higher = reported.higher_is_better
+    cell = replace(CELL, higher_is_better=higher, improvement=CELL.delta if higher else -0.81, **changes)
+    state = judged_claim(reported, cell)
+    assert state.word != "incomparable"
+    assert said in state.why and ("unedited" in state.why) is bool(said)
+    assert verdict_sentence(reported, cell).endswith(state.why)
+
+
+def test_no_claim_is_supported_without_a_word_where_the_unedited_model_differs() -> None:
+    against = (replace(CELL, control="random-subspace"),)
+    state = judged_claim(entry(), replace(CELL, baseline_score=0.3, against_controls=against))
+    assert state == (
+        "supported",
+        "as large as reported, and better than its control; but the unedited model has 0.3 here and 0.1375 there",
+    )
+
+
 def test_a_small_change_asks_for_the_same_start() -> None:
     few, many = (
         replace(
