@@ -16,6 +16,7 @@ from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 
 if TYPE_CHECKING:
+    from harness_ext.recipe.schema import Calibration
     from leaderboard.board.cell import Cell
     from leaderboard.board.reported import Headline, Reported
 
@@ -23,6 +24,12 @@ SMALLER_LIMIT = 200
 """Documents of a claim's smaller form."""
 _AS_IN_RUN = ("limit", "device", "batch_size", "seed", "include_path", "output_path")
 """Options that are handed on to `lm_eval run` as they are given."""
+_WINDOWS = {
+    "wikitext2_2048": "each begins with the start token where the tokenizer sets one by default, as Llama's does;"
+    " code of papers has one before the whole text, or none (LLaMA-7B unedited: 5.68 and 5.67): add_bos_token=False in"
+    " --model_args leaves it out"
+}
+"""Tasks whose windows may begin otherwise than a paper's, and how."""
 EPILOG = """
 examples:
   $ lm_eval claims
@@ -86,12 +93,14 @@ class Claims(RecipesCommand):
 
     @staticmethod
     def _show(args: argparse.Namespace) -> None:
-        from leaderboard.board.claims import of_identity
+        from leaderboard.board.claims import of_identity, recipe_for
         from leaderboard.report.claim_words import claim_lines
 
         rows = of_identity(args.claim)
-        print("\n".join(claim_lines(rows, f"lm_eval claims run {rows[0].identity}")))
-        if told := list(_sentences(rows, _stored_cells(args.database))):
+        told = list(_sentences(rows, _stored_cells(args.database)))
+        facts = _facts_of(recipe_for(rows[0]), ", ".join(rows[0].tasks))
+        print("\n".join(claim_lines(rows, f"lm_eval claims run {rows[0].identity}", facts)))
+        if told:
             print("\n" + "\n".join(told))
 
     @staticmethod
@@ -105,7 +114,8 @@ class Claims(RecipesCommand):
         rows = of_identity(args.claim)
         asked = _protocol(rows[0], args)
         stand_in = [standing_in(rows[0].task)] if args.smaller else []
-        print("\n".join([*claim_lines(rows, _as_command(asked)), *filter(None, stand_in)]), flush=True)
+        told = claim_lines(rows, _as_command(asked), _facts_of(asked["recipes"][0], ", ".join(asked["tasks"])))
+        print("\n".join([*told, *filter(None, stand_in)]), flush=True)
         if args.smaller and args.limit is None:
             quieten_limit()
         result = run(**asked, verbose=True)
@@ -174,6 +184,35 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _facts_of(recipe: str | None, task: str) -> list[tuple[str, str]]:
+    """What a claim's row does not say of what is run: where the recipe departs from its source, the documents that it
+    learns from, and how the task's windows begin.
+    """
+    from harness_ext.runs.python_api import load_recipe
+
+    if recipe is None:
+        return []
+    loaded = load_recipe(recipe)
+    used = [step.calibration for step in loaded.steps if step.calibration is not None]
+    learned = dict.fromkeys(_learned_from(calibration, task) for calibration in used)
+    caveats = f"of the recipe {loaded.name}: {loaded.caveats}" if loaded.caveats else ""
+    return [
+        ("caveats", caveats),
+        *(("learns", f"from {text}") for text in learned),
+        ("windows", _WINDOWS.get(task, "")),
+    ]
+
+
+def _learned_from(calibration: Calibration, task: str) -> str:
+    from harness_ext.recipe.schema import EVALUATED
+
+    tasks = ", ".join(task if one == EVALUATED else one for one in calibration.tasks)
+    if calibration.split == "test":
+        return f"{calibration.samples} of the documents of {tasks} that would be scored, which are out of every score"
+    split = {"train": "training"}.get(calibration.split, calibration.split)
+    return f"{calibration.samples} documents of the {split} split of {tasks}"
+
+
 def _as_command(asked: dict[str, Any]) -> str:
     """What is run, as one would type it, but for secrets."""
     from harness_ext.cli.secrecy import printable
@@ -196,8 +235,9 @@ def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:
 
 
 def _stored_cells(database: Path) -> Sequence[Cell]:
-    """What was measured here; nothing where there is no database."""
+    """What was measured here; nothing where the default database is not there. Raises MissingDatabase for another."""
     from leaderboard.board.board import board
+    from leaderboard.commands import DEFAULT_DATABASE
     from leaderboard.errors import MissingDatabase
     from leaderboard.store.database import open_store
 
@@ -205,6 +245,8 @@ def _stored_cells(database: Path) -> Sequence[Cell]:
         with open_store(database, read_only=True) as store:
             return board(store)
     except MissingDatabase:
+        if database != DEFAULT_DATABASE:
+            raise
         return []
 
 
@@ -258,6 +300,7 @@ def _row(entry: Reported, states: dict[Reported, str]) -> dict[str, Any]:
         "after": entry.after,
         "kept": entry.kept,
         "setting": entry.setting,
+        "chosen_on": entry.chosen_on,
         "recipe": entry.run,
         "state": states.get(entry, ""),
     }

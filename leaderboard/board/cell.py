@@ -58,7 +58,8 @@ class Cell:
     `clipping`: one document counts for at most its bound in the interval, the p-values and `improvement`.
     `unpaired`: `delta`, `low` and `high` are of two scores by themselves, of which no verdict follows.
     `label` is the recipe with what tells the run from others of its model (`name` falls back on `recipe`),
-    `subset` which of the task's documents were scored (None: all).
+    `subset` which of the task's documents were scored (None: all). `learned`: how many documents of the scored split
+    the recipe learned from or searched on, which are therefore out of the score.
     `collapse`: what shows that the model collapsed on this task, None where the task cannot tell. `weights`: equal for
     runs of equal weights. `too_few`: of an undecided cell, why its documents are too few for any difference.
     `says_nothing`: the interval is as wide as the score's range. `fell`, `rose`: documents of an undecided cell that
@@ -105,6 +106,7 @@ class Cell:
     unpaired: bool = False
     label: str = ""
     subset: str | None = None
+    learned: int = 0
     comparisons: int | None = None
     documents_needed_together: int | None = None
     needed_for: Claim | None = None

@@ -132,8 +132,10 @@ def command_for(entry: Reported) -> str | None:
 
 def of_identity(name: str, entries: Sequence[Reported] | None = None) -> list[Reported]:
     """The pairs of one row, one a metric, by its identity or a beginning of it that only one row has. Raises
-    LeaderboardError for a name of none, or of several.
+    LeaderboardError for a name of none, or of several, or an empty one.
     """
+    if not name.strip():
+        raise LeaderboardError("no claim is named: give PAPER/MODEL/TASK or its beginning; `lm_eval claims` lists them")
     known = published() if entries is None else entries
     rows = dict.fromkeys(entry.identity for entry in known)
     found = [name] if name in rows else [row for row in rows if row.startswith(name)]

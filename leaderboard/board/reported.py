@@ -8,9 +8,10 @@ null where none is reported. `where`, `sure` and `setting` may be columns too, a
 share of the parameters that is left, in percent; `run` the recipe that computes the row, as `--recipe` reads it, at the
 row's own budget. Without `run` it is the method's first recipe as it is; a method without recipes isn't measured. Rows
 that share a run though they differ say so in their `setting`: "one recipe computes this and ...". `layers` says how
-many a model has, where `run` names one. `means` says of which tasks
-and metrics a row's score is the mean. `unasked` names tasks that no task of ours or lm-eval's stands for, such as means
-over tasks that are not named: their rows are shown, and cannot be measured.
+many a model has, where `run` names one. `means` says of which tasks and metrics a row's score is the mean. `unasked`
+names tasks that no task of ours or lm-eval's stands for, such as means over tasks that are not named: their rows are
+shown, and cannot be measured. `chosen_on` says which documents a paper chose its rows' settings on, where the runs have
+these settings and score the documents too.
 `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
 """
 
@@ -44,7 +45,8 @@ class Reported(NamedTuple):
     for the method and model, in small letters where models; hub_names: the models' names as the hub writes them; kept:
     the share of parameters left, a fraction; run: the recipe that computes it; identity: FILE/MODEL/TASK, with what
     else tells it from the file's other rows; layers: how many the paper's model has; asked: whether a task here asks
-    what the row's does; members: task and metric of each part, where the row is a mean over tasks.
+    what the row's does; members: task and metric of each part, where the row is a mean over tasks; chosen_on: which of
+    the documents that its run scores the paper chose the row's setting on.
     """
 
     method: str
@@ -68,6 +70,7 @@ class Reported(NamedTuple):
     layers: int | None = None
     asked: bool = True
     members: tuple[tuple[str, str], ...] = ()
+    chosen_on: str = ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -123,6 +126,7 @@ class _Table(BaseModel):
     layers: dict[str, int] = {}
     means: dict[str, dict[str, str]] = {}
     unasked: tuple[str, ...] = ()
+    chosen_on: str = ""
     metrics: dict[str, _Metric] = {}
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
@@ -199,6 +203,7 @@ class _Table(BaseModel):
                     self.layers.get(values["model"]),
                     values["task"] not in self.unasked,
                     tuple(self.means.get(values["task"], {}).items()),
+                    self.chosen_on,
                 )
 
     def _of(self, values: Mapping[str, Any], name: str) -> str:

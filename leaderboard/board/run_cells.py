@@ -175,6 +175,7 @@ def _of_score(judging: Judging, subject: Subject, *, is_primary: bool = True) ->
     values["filter"] = score.filter
     values["n"] = task.document_count
     values["subset"] = task.subset
+    values["learned"] = judging.contents.learned_of_scored.get((run.run_id, task.task), 0)
     values["score"] = score.score
     values["best_value"] = score.best_value
     values["higher_is_better"] = score.higher_is_better is not False

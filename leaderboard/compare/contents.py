@@ -37,6 +37,7 @@ class Contents:
     effects: Effects
     controls: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     calibrated: dict[str, Calibrated] = field(default_factory=dict)
+    learned_of_scored: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def fetch(self, pairs: set[tuple[str, str]]) -> None:
         """Read what will be asked of these pairs of (baseline, recipe's run) at once."""
@@ -179,4 +180,5 @@ def read_contents(
         {} if known is None else known,
         controls=queries.control_runs(store, chosen),
         calibrated=queries.calibrated_on(store, chosen),
+        learned_of_scored=queries.learned_of_scored(store, chosen),
     )

@@ -12,9 +12,12 @@ was measured, `reported` the paper's, `slack` the share of it that two measureme
   control has too; of a cost, it is shown to be as reported or smaller, but not to be better than the control's or not
   within the slack.
 - **undecided**: all else: too few documents.
-- **incomparable**: the run is of other settings or of a part of the documents, or the unedited model does not score as
-  reported: by more than the slack or the board's margin, and beyond the interval of its own score; a perplexity, by
-  more than 5 % however large the effect.
+- **incomparable**: the run is of other settings or of a part of the documents (all but those that the recipe learned
+  from are no such part), or the unedited model does not score as reported: by more than the slack or the board's
+  margin, and beyond the interval of its own score; a perplexity, by more than 5 % however large the effect.
+
+Where the unedited model's score differs by less than that, and yet by more than sampling and rounding explain, the word
+stands with both scores beside it.
 
 A row of the unedited model claims a level: supported where the interval of the score lies within the margin of it (a
 perplexity: within 1 %), contradicted where the score differs by more and the interval excludes it.
@@ -29,6 +32,7 @@ reported one contradicted in at most one of forty.
 from __future__ import annotations
 
 import math
+import re
 from typing import Literal, NamedTuple
 
 from leaderboard import metrics
@@ -48,6 +52,9 @@ FARTHEST = 0.05
 """By how much the logarithm of an unedited model's perplexity may differ from the reported one's."""
 AS_REPORTED = 0.01
 """The same where the level itself is the claim."""
+TWINS = 0.01
+"""Which share of the documents may be out of the score because they ask what documents ask that were learned from."""
+_SO_MANY_OF = re.compile(r"([\d,]+) of ([\d,]+) documents")
 
 
 class ClaimState(NamedTuple):
@@ -114,7 +121,7 @@ def why_incomparable(entry: Reported, cell: Cell, slack: float = SLACK) -> str |
     """Why a run of a claim's model, task, metric and method says nothing of the claim; None where it does."""
     if not is_as_asked(entry, cell):
         return f"run as {cell.recipe}, where {recipe_for(entry)} stands for the claim"
-    if cell.subset is not None:
+    if cell.subset is not None and not is_all_but_learned(cell):
         return f"only {cell.scored} were asked"
     before = cell.baseline_score
     if of_unedited(entry) or before is None:
@@ -127,7 +134,36 @@ def why_incomparable(entry: Reported, cell: Cell, slack: float = SLACK) -> str |
     limits = _limits_of_score(entry, before, cell.n)
     if limits is not None and limits.low <= entry.before <= limits.high:
         return None
+    return _both_unedited(entry, before)
+
+
+def how_unedited_differs(entry: Reported, cell: Cell) -> str | None:
+    """The unedited model's two scores, where neither sampling nor rounding explains that they differ; else None. A
+    score without an interval may differ by what counts as no change.
+    """
+    before = cell.baseline_score
+    if of_unedited(entry) or before is None:
+        return None
+    limits = _limits_of_score(entry, before, cell.n) or _Limits(before - UNCHANGED, before + UNCHANGED)
+    printed = _unit_of(entry) / 2
+    if limits.low - printed <= entry.before <= limits.high + printed:
+        return None
+    return _both_unedited(entry, before)
+
+
+def _both_unedited(entry: Reported, before: float) -> str:
     return f"the unedited model has {before:.4g} here and {entry.before:.4g} there"
+
+
+def is_all_but_learned(cell: Cell) -> bool:
+    """Whether all documents were scored but those of the scored split that the recipe learned from, as a paper does
+    that chooses on one part and reports the other.
+    """
+    counts = _SO_MANY_OF.fullmatch(cell.subset or "")
+    if not cell.learned or counts is None:
+        return False
+    scored, documents = (int(count.replace(",", "")) for count in counts.groups())
+    return cell.learned <= documents - scored <= cell.learned + TWINS * documents
 
 
 def state_of_level(entry: Reported, cell: Cell) -> ClaimState:
@@ -199,8 +235,13 @@ def measured_effect(cell: Cell) -> ClaimEffect | None:
 
 def rounding_of(entry: Reported) -> float:
     """By how much a claimed improvement may be off because both of its scores are printed to so many places."""
-    unit = 10.0 ** -max(_places(entry.before), _places(entry.after))
+    unit = _unit_of(entry)
     return unit / 2 * (1 / entry.before + 1 / entry.after) if _is_perplexity(entry.metric) else unit
+
+
+def _unit_of(entry: Reported) -> float:
+    """One in the last place to which a row's scores are printed."""
+    return 10.0 ** -max(_places(entry.before), _places(entry.after))
 
 
 def _places(score: float) -> int:

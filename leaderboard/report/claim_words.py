@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from leaderboard.board.cell import Cell
 from leaderboard.board.claims import command_for, of_unedited
@@ -12,7 +12,9 @@ from leaderboard.report.claim_verdict import (
     ClaimState,
     claimed_effect,
     effect_between,
+    how_unedited_differs,
     in_units_of,
+    is_all_but_learned,
     measured_effect,
     rounding_of,
     state_of,
@@ -22,9 +24,21 @@ from leaderboard.report.claim_verdict import (
 
 
 def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimState:
-    """The state of a claim by one run of its model, task, metric and recipe."""
+    """The state of a claim by one run of its model, task, metric and recipe, with what a reader must know beside it."""
     if (why := why_incomparable(entry, cell, slack)) is not None:
         return ClaimState("incomparable", why)
+    state = _state(entry, cell, slack)
+    return ClaimState(state.word, "; ".join([state.why, *_remarks(entry, cell)]))
+
+
+def _remarks(entry: Reported, cell: Cell) -> Iterator[str]:
+    if differs := how_unedited_differs(entry, cell):
+        yield f"but {differs}"
+    if entry.chosen_on:
+        yield f"among the documents scored are those that the paper chose this setting on, {entry.chosen_on}"
+
+
+def _state(entry: Reported, cell: Cell, slack: float) -> ClaimState:
     if of_unedited(entry):
         return state_of_level(entry, cell)
     effect = measured_effect(cell)
@@ -42,6 +56,8 @@ def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, 
     """
     is_mean = bool(entry.members) and cell.task == entry.task
     scored = f" on {len(entry.members)} tasks" if is_mean else f" on {cell.scored}" if cell.scored else ""
+    if is_all_but_learned(cell):
+        scored += ", without those that it learned from or was chosen on"
     if of_unedited(entry):
         parts = [f"{cell.name}{scored}: reported {entry.after:.4g}; measured {_score(cell.score)}"]
     else:
@@ -93,8 +109,12 @@ def _run_line(entry: Reported, command: str | None) -> str:
     return (known and command) or known or "no recipe here stands for this method"
 
 
-def claim_lines(rows: Sequence[Reported], command: str | None = None) -> list[str]:
-    """Everything about one claim: its rows are one a metric. command: what runs it, if not the plain command."""
+def claim_lines(
+    rows: Sequence[Reported], command: str | None = None, of_recipe: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """Everything about one claim: its rows are one a metric. command: what runs it, if not the plain command.
+    of_recipe: facts of the recipe that is run, each with its name.
+    """
     first = rows[0]
     facts = [
         ("claim", first.identity),
@@ -108,6 +128,8 @@ def claim_lines(rows: Sequence[Reported], command: str | None = None) -> list[st
         *((f"{row.metric}", f"{row.before:.4g} -> {row.after:.4g}") for row in rows),
         ("kept", "" if first.kept is None else f"{first.kept:.0%} of the parameters"),
         ("setting", first.setting),
+        ("chosen on", f"{first.chosen_on}, which the run here scores too" if first.chosen_on else ""),
+        *of_recipe,
         ("run", _run_line(first, command)),
     ]
     return [f"{name:9} {text}" for name, text in facts if text]

@@ -344,6 +344,18 @@ def calibrated_on(store: Store, run_ids: list[str] | None = None) -> dict[str, C
     return {row[0]: Calibrated(*row[1:]) for row in rows}
 
 
+def learned_of_scored(store: Store, run_ids: list[str] | None = None) -> dict[tuple[str, str], int]:
+    """(run_id, task) -> how many documents of the task's scored split a run's recipe learned from, which were taken out
+    of the score; of all runs or of some.
+    """
+    some = "" if run_ids is None else " AND run_id IN (SELECT unnest($1))"
+    rows = store.connection.execute(
+        f"SELECT run_id, task, max(documents) FROM calibrations WHERE split = 'test'{some} GROUP BY run_id, task",
+        [] if run_ids is None else [run_ids],
+    ).fetchall()
+    return {(run_id, task): documents for run_id, task, documents in rows}
+
+
 def run_calibrations(store: Store, run_id: str) -> list[dict[str, Any]]:
     """What the recipe was calibrated on."""
     return store.rows(

@@ -87,12 +87,46 @@ def test_what_is_learned_for_running_text_is_learned_from_texts_that_are_named()
     assert {source for source in sources if "wikitext2_" not in str(source[1])} == set()
 
 
+def test_sfsd_learns_from_the_papers_six_tasks_whichever_is_scored() -> None:
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+    from harness_ext.runs.python_api import load_recipe
+
+    rows = [one for one in published() if one.identity.startswith("sfsd/") and one.method == "feature space"]
+    learned = {load_recipe(str(recipe_for(row))).steps[0].calibration for row in rows if row.asked}
+    (used,) = learned
+    assert used is not None and used.samples == 512 and used.split == "train"
+    assert set(used.tasks) == {task for row in rows if row.asked for task in row.tasks} and len(used.tasks) == 6
+    assert set(used.tasks) <= set(task_manager().all_tasks)
+
+
 def test_a_beginning_is_enough_where_one_claim_has_it() -> None:
     assert {entry.task for entry in of_identity("eigenpr")} == {"int_mult"}
     with pytest.raises(LeaderboardError, match=r"begins 8 claims: laser/gpt-j/counterfact"):
         of_identity("laser/gpt-j")
     with pytest.raises(LeaderboardError, match=r"did you mean eigenpruning/phi-2/int_mult"):
         of_identity("eigenpruning/phi2/int_mult")
+
+
+@pytest.mark.parametrize("asked", [("list",), ("list", "--json"), (), ("show", "eigenpruning/phi-2/int_mult")])
+def test_a_database_that_is_named_and_not_there_is_told(
+    asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *asked, "--database", "nosuch.duckdb") == 2
+    said = capsys.readouterr()
+    assert "there is no leaderboard at nosuch.duckdb yet" in said.err and said.out == ""
+    # the one that nobody has made yet is nothing to tell
+    assert call(monkeypatch, *asked) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["", " "])
+@pytest.mark.parametrize("action", ["show", "run"])
+def test_a_claim_must_be_named(
+    action: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, action, name) == 2
+    said = capsys.readouterr().err
+    assert "no claim is named: give PAPER/MODEL/TASK or its beginning; `lm_eval claims` lists them" in said
 
 
 def test_a_claim_is_shown_with_where_it_stands(
@@ -108,6 +142,54 @@ def test_a_claim_is_shown_with_where_it_stands(
         "lm_eval claims run svd-llm/",
     ):
         assert part in shown
+
+
+def test_what_a_claim_was_chosen_on_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "show", "laser/gpt-j/counterfact") == 0
+    assert "chosen on the first 20 % of the data, which the run here scores too" in capsys.readouterr().out
+    assert call(monkeypatch, "show", "laser-text/gpt-j/counterfact") == 0
+    shown = capsys.readouterr().out
+    assert "learns    from 160 of the documents of counterfact that would be scored, which are out of every" in shown
+    assert "chosen on " not in shown.replace("MLP, chosen on", "")
+
+
+@pytest.mark.parametrize(
+    "identity",
+    [
+        "lems/mistral-7b/wikitext2_2048/kfac-svd/80",
+        "lems/mistral-7b/wikitext2_2048/gfwsvd",
+        "svd-llm/llama-7b/wikitext2_2048/asvd/80",
+    ],
+)
+def test_a_claim_is_shown_with_the_caveats_of_its_recipe(
+    identity: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness_ext.runs.python_api import load_recipe
+
+    recipe = load_recipe(str(recipe_for(of_identity(identity)[0])))
+    assert call(monkeypatch, "show", identity) == 0
+    assert f"caveats   of the recipe {recipe.name}: {recipe.caveats}\n" in capsys.readouterr().out
+    assert recipe.caveats
+
+
+def test_a_recipe_without_caveats_has_no_line_of_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "show", "lowrankarena-dense/llama-7b/boolq") == 0
+    assert "caveats" not in capsys.readouterr().out
+    assert call(monkeypatch, "show", "sfsd/llama-7b/boolq/llm-pruner/80") == 0
+    assert "no recipe here stands" in (shown := capsys.readouterr().out) and "caveats" not in shown
+
+
+def test_how_windows_begin_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "show", "svd-llm/llama-7b/wikitext2_2048/svd/80") == 0
+    assert "windows   each begins with the start token where" in (shown := capsys.readouterr().out)
+    assert "add_bos_token=False in --model_args leaves it out" in shown
+    # LowRankArena's have none, whatever the tokenizer
+    assert call(monkeypatch, "show", "lowrankarena/llama-7b/wikitext2_arena/zs-svd") == 0
+    assert "windows   " not in (shown := capsys.readouterr().out) and "without a BOS" in shown
 
 
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +256,37 @@ def test_layers_keep_their_depth(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     # a row of the unedited model has no control
     call(monkeypatch, "run", "lowrankarena-dense/llama-7b/boolq")
     assert asked["recipes"] == ["baseline"] and asked["controls"] == []
+
+
+@pytest.mark.slow
+def test_a_search_on_scored_documents_is_judged_on_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    composed = of_identity("laser-text/gpt-j/counterfact")[0]
+    recipe = "laser-compose:calibration.split=test,calibration.samples=20"
+    # the embedded model has one of 60 right
+    row = composed._replace(task="int_mult", run=recipe, before=1 / 60)
+    monkeypatch.setattr("leaderboard.board.claims.of_identity", lambda name: [row])
+    # the embedded model under the claim's name
+    monkeypatch.setattr("leaderboard.board.claims.is_of_model", lambda entry, model: True)
+    assert call(monkeypatch, "run", row.identity, "--model_args", "pretrained=demo", "--device", "cpu") == 0
+    told = capsys.readouterr().out
+    assert "learns    from 20 of the documents of int_mult that would be scored, which are out of every score" in told
+    assert " on 60 of 80 documents, without those that it learned from or was chosen on: reported" in told
+    assert "the claim is " in told and "the claim is incomparable" not in told
+    places = list(tmp_path.glob("results/demo/*/receipt.json"))
+    chosen_on = {
+        hashed
+        for path in places
+        for used in json.loads(path.read_text()).get("calibration", ())
+        for hashed in used["documents"]
+    }
+    scored = {
+        json.loads(line)["doc_hash"]
+        for path in tmp_path.glob("results/demo/*/samples_*.jsonl")
+        for line in path.read_text().splitlines()
+    }
+    assert (len(places), len(chosen_on), len(scored)) == (3, 20, 60) and not chosen_on & scored
 
 
 @pytest.mark.slow

@@ -250,6 +250,38 @@ def test_a_run_that_says_nothing_of_a_claim_is_incomparable(changes: dict[str, o
     assert (state.word == "incomparable") is (why is not None)
 
 
+@pytest.mark.parametrize(
+    ("subset", "learned", "incomparable"),
+    [
+        ("60 of 80 documents", 20, False),
+        ("60 of 80 documents", 0, True),
+        ("60 of 80 documents", 21, True),
+        ("40 of 80 documents", 20, True),
+        ("first 60 of 80 documents", 20, True),
+        # a fact that is asked twice
+        ("65,590 of 65,757 documents", 160, False),
+        ("60,000 of 65,757 documents", 160, True),
+    ],
+)
+def test_what_a_recipe_was_chosen_on_is_no_missing_part(subset: str, learned: int, incomparable: bool) -> None:
+    cell = replace(CELL, subset=subset, learned=learned)
+    assert (judged_claim(entry(), cell).word == "incomparable") is incomparable
+    said = f" on {subset}, without those that it learned from or was chosen on: reported "
+    assert (said in verdict_sentence(entry(), cell)) is not incomparable
+
+
+def test_documents_that_a_paper_chose_on_are_told_where_they_are_scored() -> None:
+    chosen = entry()._replace(chosen_on="the first 20 % of the data")
+    cell = replace(CELL, against_controls=(replace(CELL, control="random-subspace"),))
+    state = judged_claim(chosen, cell)
+    assert state.word == "supported"
+    assert state.why == (
+        "as large as reported, and better than its control; among the documents scored are those that the paper chose"
+        " this setting on, the first 20 % of the data"
+    )
+    assert verdict_sentence(chosen, cell).endswith(state.why)
+
+
 @pytest.mark.parametrize(("here", "incomparable"), [(5.68, False), (5.95, False), (6.1, True), (43.8, True)])
 def test_a_claim_of_great_damage_asks_for_the_same_start_too(here: float, incomparable: bool) -> None:
     told = entry("token_perplexity", 5.68, 20061.0)._replace(run=CELL.recipe)
@@ -258,6 +290,43 @@ def test_a_claim_of_great_damage_asks_for_the_same_start_too(here: float, incomp
         delta=20000.0, low=19000.0, high=21000.0, improvement=-20000.0,
     )  # fmt: skip
     assert (judged_claim(told, cell).word == "incomparable") is incomparable
+
+
+@pytest.mark.parametrize(
+    ("reported", "changes", "said"),
+    [
+        # within a quarter of the reported gain, and beyond the interval of 24 right of 80
+        (entry(), {"baseline_score": 0.3}, "; but the unedited model has 0.3 here and 0.1375 there"),
+        (entry(), {"baseline_score": 0.14}, ""),
+        (entry(before=0.14), {"baseline_score": 0.1449, "n": 1_000_000}, "0.1449 here and 0.14 there"),
+        # as far off as its printed places
+        (entry(before=0.14, after=0.97), {"baseline_score": 0.1449, "n": 1_000_000}, ""),
+        (entry("log_loss", 5.78, 5.05), {"metric": "log_loss", "baseline_score": 5.9}, "has 5.9 here and 5.78 there"),
+        (entry("log_loss", 5.78, 5.05), {"metric": "log_loss", "baseline_score": 5.79}, ""),
+        (
+            entry("token_perplexity", 5.68, 7.94),
+            {"metric": "token_perplexity", "baseline_score": 5.9},
+            "; but the unedited model has 5.9 here and 5.68 there",
+        ),
+        (entry("token_perplexity", 5.68, 7.94), {"metric": "token_perplexity", "baseline_score": 5.684}, ""),
+    ],
+)
+def test_an_unedited_model_that_differs_is_told(reported: Reported, changes: dict[str, object], said: str) -> None:
+    higher = reported.higher_is_better
+    cell = replace(CELL, higher_is_better=higher, improvement=CELL.delta if higher else -0.81, **changes)
+    state = judged_claim(reported, cell)
+    assert state.word != "incomparable"
+    assert said in state.why and ("unedited" in state.why) is bool(said)
+    assert verdict_sentence(reported, cell).endswith(state.why)
+
+
+def test_no_claim_is_supported_without_a_word_where_the_unedited_model_differs() -> None:
+    against = (replace(CELL, control="random-subspace"),)
+    state = judged_claim(entry(), replace(CELL, baseline_score=0.3, against_controls=against))
+    assert state == (
+        "supported",
+        "as large as reported, and better than its control; but the unedited model has 0.3 here and 0.1375 there",
+    )
 
 
 def test_a_small_change_asks_for_the_same_start() -> None:
