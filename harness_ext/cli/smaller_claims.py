@@ -105,7 +105,7 @@ def smaller_recipe(recipe: str, entry: Reported, pretrained: str) -> str:
         if "heal.batch_size=" in recipe:
             # As many passes in as many steps.
             changes.append(f"heal.batch_size={max(1, healed.batch_size * fewest // healed.samples)}")
-    replaced = r"(?<=[:,])(calibration\.(task|samples)|heal\.(task|documents|batch_size))=(\[[^\]]*\]|[^,]*)(,|$)"
+    replaced = r"(?<=[:,])(calibration\.(task|samples|split)|heal\.(task|documents|batch_size))=(\[[^\]]*\]|[^,]*)(,|$)"
     kept = re.sub(replaced, "", recipe).rstrip(":,")
     return f"{kept}{',' if ':' in kept else ':'}{','.join(changes)}"
 

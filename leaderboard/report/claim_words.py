@@ -28,12 +28,13 @@ def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimStat
     if (why := why_incomparable(entry, cell, slack)) is not None:
         return ClaimState("incomparable", why)
     state = _state(entry, cell, slack)
-    return ClaimState(state.word, "; ".join([state.why, *_remarks(entry, cell)]))
+    return ClaimState(state.word, "; ".join(_with_remarks(state.why, entry, cell)))
 
 
-def _remarks(entry: Reported, cell: Cell) -> Iterator[str]:
+def _with_remarks(why: str, entry: Reported, cell: Cell) -> Iterator[str]:
     if differs := how_unedited_differs(entry, cell):
-        yield f"but {differs}"
+        yield differs
+    yield why
     if entry.chosen_on:
         yield f"among the documents scored are those that the paper chose this setting on, {entry.chosen_on}"
 

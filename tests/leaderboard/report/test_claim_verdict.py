@@ -296,7 +296,7 @@ def test_a_claim_of_great_damage_asks_for_the_same_start_too(here: float, incomp
     ("reported", "changes", "said"),
     [
         # within a quarter of the reported gain, and beyond the interval of 24 right of 80
-        (entry(), {"baseline_score": 0.3}, "; but the unedited model has 0.3 here and 0.1375 there"),
+        (entry(), {"baseline_score": 0.3}, "the unedited model has 0.3 here and 0.1375 there; "),
         (entry(), {"baseline_score": 0.14}, ""),
         (entry(before=0.14), {"baseline_score": 0.1449, "n": 1_000_000}, "0.1449 here and 0.14 there"),
         # as far off as its printed places
@@ -306,7 +306,7 @@ def test_a_claim_of_great_damage_asks_for_the_same_start_too(here: float, incomp
         (
             entry("token_perplexity", 5.68, 7.94),
             {"metric": "token_perplexity", "baseline_score": 5.9},
-            "; but the unedited model has 5.9 here and 5.68 there",
+            "the unedited model has 5.9 here and 5.68 there; ",
         ),
         (entry("token_perplexity", 5.68, 7.94), {"metric": "token_perplexity", "baseline_score": 5.684}, ""),
     ],
@@ -325,7 +325,7 @@ def test_no_claim_is_supported_without_a_word_where_the_unedited_model_differs()
     state = judged_claim(entry(), replace(CELL, baseline_score=0.3, against_controls=against))
     assert state == (
         "supported",
-        "as large as reported, and better than its control; but the unedited model has 0.3 here and 0.1375 there",
+        "the unedited model has 0.3 here and 0.1375 there; as large as reported, and better than its control",
     )
 
 
