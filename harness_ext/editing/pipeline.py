@@ -28,7 +28,7 @@ from harness_ext.editing.sharing import sharing_note
 from harness_ext.errors import UserError, located
 from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.components import check_components
-from harness_ext.model.layout import Matrix, inferred_note
+from harness_ext.model.layout import Matrix, inferred_note, whole_note
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
@@ -175,6 +175,7 @@ def _lost_units(records: Sequence[MatrixRecord]) -> Iterator[str]:
 def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
     """A search, and the ordinary steps that it found."""
     matrices = _selected(context.model.weights, context.step)
+    _note_wholes(applied, context.step, matrices)
     labelled = _documents(context, documents, applied)
     with applied.calibrating():
         for matrix in matrices:
@@ -219,10 +220,15 @@ def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
     return matrices
 
 
+def _note_wholes(applied: AppliedRecipe, step: Step, matrices: Sequence[Matrix]) -> None:
+    if (told := whole_note(step, matrices)) is not None and told not in applied.notes:
+        applied.notes.append(told)
+
+
 def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
     """One ordinary step on the model as it is now, and the loss of its documents before and after."""
     # What cannot be edited is refused before anything is drawn.
-    _selected(context.model.weights, context.step)
+    _note_wholes(applied, context.step, _selected(context.model.weights, context.step))
     labelled = _documents(context, documents, applied)
     if context.step.calibration is None:
         _apply_edits(context, recipe, labelled, applied)

@@ -24,7 +24,7 @@ from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.components import check_components
-from harness_ext.model.layout import Layout, Matrix
+from harness_ext.model.layout import Layout, Matrix, whole_note
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
@@ -127,6 +127,7 @@ class Plan:
     model. device: that will do it. tokens: of a calibration document. layers, products, dtype: of the model, its linear
     layers by shape, with how many there are of each. vocabulary: rows of its embedding. tensors: in the checkpoint.
     spread: whether the model is asked to be spread over what memory there is, so that some of it may be left out.
+    notes: what of the recipe has no effect on this model, a sentence each.
     """
 
     recipe: Recipe
@@ -146,6 +147,7 @@ class Plan:
     vocabulary: int = 1
     tensors: int = 0
     spread: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def estimate(self) -> PlanEstimate:
@@ -271,7 +273,18 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: in
         vocabulary=_vocabulary(checkpoint),
         tensors=len(sizes),
         dtype=_torch_name(Counter(tensor.dtype for tensor in checkpoint.tensors.values()).most_common(1)[0][0]),
+        notes=_notes(recipe, matrices),
     )
+
+
+def _notes(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> tuple[str, ...]:
+    """Of steps that edit, and not of those that train what others left."""
+    own = [
+        (step, [item.matrix for item in matrices if item.step == number])
+        for number, step in enumerate(recipe.steps)
+        if step.healing is None
+    ]
+    return tuple(dict.fromkeys(told for step, chosen in own if (told := whole_note(step, chosen)) is not None))
 
 
 def _products(loaded: Checkpoint) -> tuple[tuple[tuple[int, int], int], ...]:
