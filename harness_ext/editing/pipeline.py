@@ -39,7 +39,7 @@ from harness_ext.training.trainer import check_trainable
 from leaderboard.readers.receipt import MatrixRecord
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
 """Draws the documents of a step."""
@@ -91,7 +91,7 @@ def apply_recipe(
     progress = progress or Progress()
     for number, step in enumerate(recipe.steps):
         part = resume.part(f"step-{number}") if resume is not None else None
-        context = StepContext(model, step, number, progress, part, _ranks(applied))
+        context = StepContext(model, step, number, progress, part, _ranks(applied), _left(applied))
         place = f", step {number + 1} of {len(recipe.steps)}" if len(recipe.steps) > 1 else ""
         with located(recipe.place(number)), progress.stage(recipe.label + place):
             if step.healing is not None:
@@ -108,6 +108,16 @@ def _ranks(applied: AppliedRecipe) -> dict[str, int]:
     """At which rank each matrix was left that was edited so far, by `Matrix.key`, where no later edit overwrote it."""
     left = standing(applied.edited, lambda item: (item.written.name, item.written.part))
     return {item.written.key: item.written.rank_after for item in left}
+
+
+def _left(applied: AppliedRecipe) -> dict[str, dict[str, Tensor]]:
+    """Which rows and columns all edits so far have left, of each matrix that lost some, by `Matrix.key`."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for item in applied.edited:
+        own = found.setdefault(item.written.key, {}) if item.left else {}
+        for name, left in item.left.items():
+            own[name] = own[name] & left if name in own else left
+    return found
 
 
 def _apply_healing(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
@@ -183,7 +193,7 @@ def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments
         outcome = run_search(context, matrices, labelled)
     applied.searches.append(outcome.record)
     for chosen in outcome.steps:
-        found = replace(context, step=chosen)
+        found = replace(context, step=chosen, left=_left(applied))
         _apply_edits(found, recipe, _documents(found, documents, applied), applied)
     outcome.measured()
     record = outcome.record

@@ -23,7 +23,7 @@ from harness_ext.errors import BudgetTooSmall, UserError, located
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
-from harness_ext.model.components import check_components
+from harness_ext.model.components import COMPONENTS, UNITS, check_components
 from harness_ext.model.layout import Layout, Matrix, whole_note
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
@@ -61,6 +61,13 @@ class PlannedMatrix:
     beside: tuple[tuple[Place, int], ...] = ()
     counted_as: str = FACTORS
     numbers: int | None = None
+
+    @property
+    def takes_units(self) -> bool:
+        """Whether whole hidden units, or heads, go with it, which stay as they are or go."""
+        method = registered_methods().get(self.method)
+        is_of_units = method is not None and method.component == UNITS
+        return bool(self.beside) and (is_of_units or self.matrix.role == COMPONENTS["mlp"].reader)
 
     @property
     def parameters_before(self) -> int:
@@ -221,12 +228,18 @@ class Plan:
                 yield whole - math.floor(search.param_fraction * whole + 1e-6), min(item.element_bytes for item in own)
 
     def _saved(self) -> list[_Saved]:
-        """What each edit that no later one overwrote saves, of a component in each of its matrices."""
+        """What each edit that no later one overwrote saves, of a component in each of its matrices. Units that an
+        earlier step took away stay away: of two steps the larger share counts, as if one took what the other did; which
+        units go, only the run tells, and if they are others, it leaves fewer numbers.
+        """
         made: list[_Saved] = []
+        away: Counter[Place] = Counter()
         for item in self.matrices:
             own = item.parameters_before - item.parameters_after - sum(lost for _, lost in item.beside)
-            made.append(_Saved(_place(item), own, item.element_bytes))
-            made += [_Saved(place, lost, item.element_bytes) for place, lost in item.beside]
+            for place, lost in ((_place(item), own), *item.beside):
+                if item.takes_units:
+                    away[place] = lost = max(away[place], lost)
+                made.append(_Saved(place, lost, item.element_bytes))
         return standing(made, lambda one: one.place)
 
 
