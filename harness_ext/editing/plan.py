@@ -41,6 +41,14 @@ TOKENS = 64
 """Tokens of a calibration document, where nobody says how many it has."""
 
 
+class SharedFactor(NamedTuple):
+    """A factor that several matrices of a step have in common. first: the matrix that counts it. size: its numbers."""
+
+    step: int
+    first: Place
+    size: int
+
+
 @dataclass(frozen=True)
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
@@ -48,6 +56,7 @@ class PlannedMatrix:
     computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
     them; beside: what each of these loses, by its place. counted_as: the format of low rank that its numbers are of.
     numbers: how many it takes where that is not what its rank says; of matrices that share a factor, on the mean.
+    basis: that factor, which the first of them counts.
     """
 
     step: int
@@ -61,6 +70,7 @@ class PlannedMatrix:
     beside: tuple[tuple[Place, int], ...] = ()
     counted_as: str = FACTORS
     numbers: int | None = None
+    basis: SharedFactor | None = None
 
     @property
     def takes_units(self) -> bool:
@@ -239,14 +249,29 @@ class Plan:
             for place, lost in ((_place(item), own), *item.beside):
                 if item.takes_units:
                     away[place] = lost = max(away[place], lost)
-                made.append(_Saved(place, lost, item.element_bytes))
-        return standing(made, lambda one: one.place)
+                made.append(_Saved(place, lost, item.element_bytes, item.basis))
+        last = standing(made, lambda one: one.place)
+        return [*last, *_left_over(last)]
 
 
 class _Saved(NamedTuple):
     place: Place
     numbers: int
     element_bytes: int
+    basis: SharedFactor | None = None
+
+
+def _left_over(last: Sequence[_Saved]) -> Iterator[_Saved]:
+    """What is not saved after all: every factor of which the matrix that counts it was edited again, and another that
+    has it was not.
+    """
+    using: dict[SharedFactor, list[_Saved]] = {}
+    for one in last:
+        if one.basis is not None:
+            using.setdefault(one.basis, []).append(one)
+    for basis, own in using.items():
+        if all(one.place != basis.first for one in own):
+            yield own[0]._replace(numbers=-basis.size)
 
 
 def _place(item: PlannedMatrix) -> Place:
@@ -409,12 +434,14 @@ def _sharing(step: Step, own: Sequence[PlannedMatrix]) -> list[PlannedMatrix]:
         rank = keep.rank_for((len(group) * rows, columns))
         numbers = [shared_numbers((rows, columns), rank, place, len(group)) for place in range(len(group))]
         known: dict[str, Any] = {"rank_after": min(rank, rows, columns)}
+        basis = SharedFactor(found[group[0].key].step, place_of(group[0]), numbers[0] - numbers[-1])
         if step.factored:
             known["stays_dense"] = not step.stores_factors((rows, columns), known["rank_after"])
         else:
             known["numbers"] = round(sum(numbers) / len(group))
         for matrix, count in zip(group, numbers, strict=True):
             less = 0 if step.factored else rows * columns - count
+            known["basis"] = None if step.factored or len(group) == 1 else basis
             found[matrix.key] = replace(found[matrix.key], taken_away=less, **known)
     return list(found.values())
 
