@@ -16,7 +16,7 @@ Sums are those of `gather`, to rounding. Where the layers are no plain stack, wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -60,11 +60,29 @@ if TYPE_CHECKING:
 
 Learned = tuple[Sequence[Matrix], Mapping[str, Mapping[str, "Tensor"]]]
 """Some matrices, and their statistics by `Matrix.key` as `gather` gives them."""
+Statistics = Mapping[str, Mapping[str, "Tensor"]]
+"""Of some matrices, by `Matrix.key`."""
 Stages = Callable[[Sequence[Matrix]], Sequence[Sequence[Matrix]]]
 """Splits the matrices of a layer into those that are learned about, and edited, one after another."""
 
+MadeOfGroup = Callable[[Sequence[Matrix], Statistics], Statistics]
+"""What is made of the statistics of a group of matrices, once all of them are there."""
+
 _stacks: WeakKeyDictionary[Any, DecoderStack | None] = WeakKeyDictionary()
 """By the list of a model's layers; None for one that is no plain stack."""
+
+
+def together(learned: Iterable[Learned], waiting: Sequence[Sequence[Matrix]], make: MadeOfGroup) -> Iterator[Learned]:
+    """The groups of a step, each with what is made of its statistics, as soon as all of them are there. waiting: the
+    groups, which have every matrix of the step once.
+    """
+    known: dict[str, Mapping[str, Tensor]] = {}
+    for part, statistics in learned:
+        known |= {matrix.key: statistics.get(matrix.key, {}) for matrix in part}
+        ready = [group for group in waiting if all(matrix.key in known for matrix in group)]
+        waiting = [group for group in waiting if group not in ready]
+        for group in ready:
+            yield group, make(group, {matrix.key: known.pop(matrix.key) for matrix in group})
 
 
 class LearnedComponents(NamedTuple):

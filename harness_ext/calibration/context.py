@@ -11,6 +11,7 @@ from harness_ext.progress import Progress
 if TYPE_CHECKING:
     import torch
     from lm_eval.models.huggingface import HFLM
+    from torch import Tensor
 
     from harness_ext.calibration.cache import StatisticsCache
     from harness_ext.calibration.documents import LabelledDocument
@@ -54,7 +55,7 @@ class EditableModel:
 class StepContext:
     """One step of a recipe on one model. number: of the step in its recipe, from 0. resume: where the step keeps what
     it needs to go on after a kill; None to keep nothing. ranks: at which earlier steps left what they edited, by
-    `Matrix.key`.
+    `Matrix.key`. left: which rows, and columns, they left of it, bool, by the names of a record (`rows_kept`).
     """
 
     model: EditableModel
@@ -63,3 +64,4 @@ class StepContext:
     progress: Progress
     resume: ResumeState | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)

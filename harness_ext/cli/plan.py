@@ -44,7 +44,7 @@ def _plan_table(planned: Plan, form: Form) -> Iterable[str]:
     yield written(form, rows)
     if form == "markdown" and rows:
         yield ""
-        yield from (f"- {' '.join(line.split())}" for line in [*_sizes(planned), *_costs(planned)])
+        yield from (f"- {' '.join(line.split())}" for line in [*planned.notes, *_sizes(planned), *_costs(planned)])
 
 
 def sinks_in(recipe: Recipe) -> str:
@@ -67,6 +67,7 @@ def plan_data(planned: Plan, name: str) -> dict[str, Any]:
         "device": planned.device,
         "tokens_per_document": planned.tokens,
         "roles_inferred": planned.inferred,
+        "notes": list(planned.notes),
         "matrices": [{**group._asdict(), "shape": list(group.shape)} for group in planned.groups],
         "parameters": {"before": planned.parameters, "after": planned.parameters_after},
         "bytes": {"before": planned.stored_bytes, "after": planned.bytes_after},
@@ -96,6 +97,9 @@ def plan_lines(planned: Plan, name: str) -> Iterable[str]:
         return
     if planned.inferred:
         yield f"  {inferred_note(planned.model_type)}"
+        yield ""
+    for note in planned.notes:
+        yield f"  {note}"
         yield ""
     yield from _groups(planned)
     yield ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +41,7 @@ class EditedMatrix:
     which may still be in the making. seen: the tokens that its statistics are of, None where nothing was gathered.
     shift_size: the norm of the bias shift over that of a typical output, None where there is no shift or no such output
     is known. beside: the other matrices of its component, edited with it. statistics: the names of those asked for.
+    left: which rows, or columns, are left, bool, by the record's name for how many; nothing where none are lost.
     """
 
     written: MatrixRecord
@@ -49,6 +50,7 @@ class EditedMatrix:
     digest_after: Future[str] | None = None
     beside: tuple[EditedMatrix, ...] = ()
     statistics: frozenset[str] = frozenset()
+    left: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def record(self) -> MatrixRecord:
@@ -97,7 +99,9 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     after = weights.digest_soon(matrix.parameter, matrix.expert)
     described = method_of(step)
     seen = SeenTokens.of(statistics)
-    cut = _kept(matrix, edit)
+    left = _left_by(context, matrix, edit) if isinstance(edit, ComponentEdit) else {}
+    cut = _fewer(matrix, edit, left) if isinstance(edit, ComponentEdit) else {}
+    biased = isinstance(edit, ComponentEdit) and edit.bias is not None and cut.get("rows_kept") is not None
     record = _record(
         context,
         matrix,
@@ -106,8 +110,10 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         started,
         rank_after=min([edit.rank, *cut.values()]),
         bias_shift=shift is not None,
-        parameters_before=matrix.shape[0] * _row_of(matrix, edit),
-        parameters_after=_parameters_after(step, matrix, edit, stored),
+        parameters_before=matrix.shape[0] * (matrix.shape[1] + biased),
+        parameters_after=_held(matrix, cut, biased)
+        if isinstance(edit, ComponentEdit)
+        else _parameters_after(step, matrix, edit, stored),
         fallback=edit.fallback or context.model.decomposer.fallback_of(weight),
         decomposition=edit.decomposition or (SVD if _is_decomposed(described) else None),
         excess_error=edit.excess_error,
@@ -119,7 +125,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     )
     size = None if isinstance(edit, ComponentEdit) else _shift_size(shift, seen)
     beside = _edited_beside(context, matrix, edit)
-    return EditedMatrix(record, seen, size, after, beside, described.statistics)
+    return EditedMatrix(record, seen, size, after, beside, described.statistics, left)
 
 
 def _record(
@@ -147,14 +153,37 @@ def _record(
     )
 
 
-def _kept(matrix: Matrix, edit: AnyEdit) -> dict[str, int]:
+def _left_by(context: StepContext, matrix: Matrix, edit: ComponentEdit | MatrixBeside) -> dict[str, Tensor]:
+    """Which rows, and columns, are left of a matrix as it was written, bool, by the names of a record; of either only
+    where some are lost: by this edit, or by an earlier one where they still hold zeros alone.
+    """
+    weights = context.model.weights
+    values, bias = weights.values(matrix), weights.bias_of(matrix)
+    rows = values.any(1) if bias is None else values.any(1) | bias.ne(0).to(values.device)
+    filled = {"rows_kept": rows, "columns_kept": values.any(0)}
+    found = {name: left | filled[name].cpu() for name, left in context.left.get(matrix.key, {}).items()}
+    for name, count, full in _told(matrix, edit):
+        if edit.kept is not None and count is not None and count < full:
+            own = edit.kept.cpu()
+            found[name] = found[name] & own if name in found else own
+    return {name: left for name, left in found.items() if not bool(left.all())}
+
+
+def _told(matrix: Matrix, edit: ComponentEdit | MatrixBeside) -> list[tuple[str, int | None, int]]:
+    """How many rows and columns an edit leaves, and how many there are, by the names of a record."""
+    return list(zip(("rows_kept", "columns_kept"), (edit.rows, edit.columns), matrix.shape, strict=True))
+
+
+def _fewer(matrix: Matrix, edit: ComponentEdit | MatrixBeside, left: Mapping[str, Tensor]) -> dict[str, int]:
     """What a record says of lost rows and columns; nothing where none are lost."""
-    return _fewer(matrix, edit.rows, edit.columns) if isinstance(edit, ComponentEdit) else {}
+    counts = {name: count for name, count, full in _told(matrix, edit) if count is not None and count < full}
+    return counts | {name: int(one.sum()) for name, one in left.items()}
 
 
-def _fewer(matrix: Matrix, rows: int | None, columns: int | None) -> dict[str, int]:
-    left = zip(("rows_kept", "columns_kept"), (rows, columns), matrix.shape, strict=True)
-    return {name: count for name, count, full in left if count is not None and count < full}
+def _held(matrix: Matrix, cut: Mapping[str, int], biased: bool) -> int:
+    """The numbers of the rows and columns that are left, with those of the bias where rows take that along."""
+    rows, columns = matrix.shape
+    return cut.get("rows_kept", rows) * (cut.get("columns_kept", columns) + biased)
 
 
 def _shift(weights: Weights, matrix: Matrix, edit: AnyEdit) -> Tensor | None:
@@ -165,13 +194,6 @@ def _shift(weights: Weights, matrix: Matrix, edit: AnyEdit) -> Tensor | None:
         assert bias is not None, "no bias is made of none"
         shift = edit.bias - bias
     return shift if shift is not None and bool(shift.any()) else None
-
-
-def _row_of(matrix: Matrix, edit: AnyEdit) -> int:
-    """The numbers of one row of a matrix: with its part of the bias where rows take that along."""
-    if not isinstance(edit, ComponentEdit) or edit.bias is None or edit.rows is None:
-        return matrix.shape[1]
-    return matrix.shape[1] + (edit.rows < matrix.shape[0])
 
 
 def _edited_beside(context: StepContext, matrix: Matrix, edit: AnyEdit) -> tuple[EditedMatrix, ...]:
@@ -194,20 +216,22 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
     if shift is not None and bool(shift.any()):
         weights.shift_bias(matrix, shift)
     change = _change(weight, weights.values(matrix))
-    added = int(edit.bias is not None and edit.rows < rows)
+    left = _left_by(context, matrix, edit)
+    cut = _fewer(matrix, edit, left)
+    biased = edit.bias is not None and "rows_kept" in cut
     record = _record(
         context,
         matrix,
         change,
         before,
         started,
-        rank_after=min(edit.rows, kept),
+        rank_after=min(cut.get("rows_kept", rows), cut.get("columns_kept", columns)),
         bias_shift=shift is not None and bool(shift.any()),
-        parameters_before=rows * (columns + added),
-        parameters_after=edit.rows * (kept + added),
-        **_fewer(matrix, edit.rows, edit.columns),
+        parameters_before=rows * (columns + biased),
+        parameters_after=_held(matrix, cut, biased),
+        **cut,
     )
-    return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert))
+    return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert), left=left)
 
 
 def _feeders(context: StepContext, matrix: Matrix) -> dict[str, Matrix]:
@@ -280,11 +304,6 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
 def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) -> int:
     """The numbers that an edited matrix holds: as factors where that is smaller, and as it is in a factored step."""
     dense = matrix.shape[0] * matrix.shape[1]
-    if isinstance(edit, ComponentEdit):
-        rows, columns = (
-            full if left is None else left for left, full in zip((edit.rows, edit.columns), matrix.shape, strict=True)
-        )
-        return rows * (columns + _row_of(matrix, edit) - matrix.shape[1])
     if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
         return edit.numbers
     if step.factored and stored == DENSE:

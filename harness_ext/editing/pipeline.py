@@ -28,7 +28,7 @@ from harness_ext.editing.sharing import sharing_note
 from harness_ext.errors import UserError, located
 from harness_ext.methods.search_registry import check_searchable
 from harness_ext.model.components import check_components
-from harness_ext.model.layout import Matrix, inferred_note
+from harness_ext.model.layout import Matrix, inferred_note, whole_note
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
@@ -39,7 +39,7 @@ from harness_ext.training.trainer import check_trainable
 from leaderboard.readers.receipt import MatrixRecord
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
 
 DrawDocuments = Callable[[Calibration], list[CalibrationSet]]
 """Draws the documents of a step."""
@@ -91,7 +91,7 @@ def apply_recipe(
     progress = progress or Progress()
     for number, step in enumerate(recipe.steps):
         part = resume.part(f"step-{number}") if resume is not None else None
-        context = StepContext(model, step, number, progress, part, _ranks(applied))
+        context = StepContext(model, step, number, progress, part, _ranks(applied), _left(applied))
         place = f", step {number + 1} of {len(recipe.steps)}" if len(recipe.steps) > 1 else ""
         with located(recipe.place(number)), progress.stage(recipe.label + place):
             if step.healing is not None:
@@ -108,6 +108,16 @@ def _ranks(applied: AppliedRecipe) -> dict[str, int]:
     """At which rank each matrix was left that was edited so far, by `Matrix.key`, where no later edit overwrote it."""
     left = standing(applied.edited, lambda item: (item.written.name, item.written.part))
     return {item.written.key: item.written.rank_after for item in left}
+
+
+def _left(applied: AppliedRecipe) -> dict[str, dict[str, Tensor]]:
+    """Which rows and columns all edits so far have left, of each matrix that lost some, by `Matrix.key`."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for item in applied.edited:
+        own = found.setdefault(item.written.key, {}) if item.left else {}
+        for name, left in item.left.items():
+            own[name] = own[name] & left if name in own else left
+    return found
 
 
 def _apply_healing(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
@@ -175,6 +185,7 @@ def _lost_units(records: Sequence[MatrixRecord]) -> Iterator[str]:
 def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
     """A search, and the ordinary steps that it found."""
     matrices = _selected(context.model.weights, context.step)
+    _note_wholes(applied, context.step, matrices)
     labelled = _documents(context, documents, applied)
     with applied.calibrating():
         for matrix in matrices:
@@ -182,7 +193,7 @@ def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments
         outcome = run_search(context, matrices, labelled)
     applied.searches.append(outcome.record)
     for chosen in outcome.steps:
-        found = replace(context, step=chosen)
+        found = replace(context, step=chosen, left=_left(applied))
         _apply_edits(found, recipe, _documents(found, documents, applied), applied)
     outcome.measured()
     record = outcome.record
@@ -219,10 +230,15 @@ def _selected(weights: Weights, step: Step) -> tuple[Matrix, ...]:
     return matrices
 
 
+def _note_wholes(applied: AppliedRecipe, step: Step, matrices: Sequence[Matrix]) -> None:
+    if (told := whole_note(step, matrices)) is not None and told not in applied.notes:
+        applied.notes.append(told)
+
+
 def _apply_step(context: StepContext, recipe: Recipe, documents: DrawDocuments, applied: AppliedRecipe) -> None:
     """One ordinary step on the model as it is now, and the loss of its documents before and after."""
     # What cannot be edited is refused before anything is drawn.
-    _selected(context.model.weights, context.step)
+    _note_wholes(applied, context.step, _selected(context.model.weights, context.step))
     labelled = _documents(context, documents, applied)
     if context.step.calibration is None:
         _apply_edits(context, recipe, labelled, applied)

@@ -23,8 +23,8 @@ from harness_ext.errors import BudgetTooSmall, UserError, located
 from harness_ext.methods import registered_methods
 from harness_ext.methods.search_registry import check_searchable, planned_trials, registered_searches
 from harness_ext.model.checkpoint import Checkpoint
-from harness_ext.model.components import check_components
-from harness_ext.model.layout import Layout, Matrix
+from harness_ext.model.components import COMPONENTS, UNITS, check_components
+from harness_ext.model.layout import Layout, Matrix, whole_note
 from harness_ext.model.module_replacement import check_replaceable
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.shard_files import TORCH_NAMES
@@ -41,6 +41,14 @@ TOKENS = 64
 """Tokens of a calibration document, where nobody says how many it has."""
 
 
+class SharedFactor(NamedTuple):
+    """A factor that several matrices of a step have in common. first: the matrix that counts it. size: its numbers."""
+
+    step: int
+    first: Place
+    size: int
+
+
 @dataclass(frozen=True)
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
@@ -48,6 +56,7 @@ class PlannedMatrix:
     computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
     them; beside: what each of these loses, by its place. counted_as: the format of low rank that its numbers are of.
     numbers: how many it takes where that is not what its rank says; of matrices that share a factor, on the mean.
+    basis: that factor, which the first of them counts.
     """
 
     step: int
@@ -61,6 +70,14 @@ class PlannedMatrix:
     beside: tuple[tuple[Place, int], ...] = ()
     counted_as: str = FACTORS
     numbers: int | None = None
+    basis: SharedFactor | None = None
+
+    @property
+    def takes_units(self) -> bool:
+        """Whether whole hidden units, or heads, go with it, which stay as they are or go."""
+        method = registered_methods().get(self.method)
+        is_of_units = method is not None and method.component == UNITS
+        return bool(self.beside) and (is_of_units or self.matrix.role == COMPONENTS["mlp"].reader)
 
     @property
     def parameters_before(self) -> int:
@@ -127,6 +144,7 @@ class Plan:
     model. device: that will do it. tokens: of a calibration document. layers, products, dtype: of the model, its linear
     layers by shape, with how many there are of each. vocabulary: rows of its embedding. tensors: in the checkpoint.
     spread: whether the model is asked to be spread over what memory there is, so that some of it may be left out.
+    notes: what of the recipe has no effect on this model, a sentence each.
     """
 
     recipe: Recipe
@@ -146,6 +164,7 @@ class Plan:
     vocabulary: int = 1
     tensors: int = 0
     spread: bool = False
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def estimate(self) -> PlanEstimate:
@@ -219,19 +238,40 @@ class Plan:
                 yield whole - math.floor(search.param_fraction * whole + 1e-6), min(item.element_bytes for item in own)
 
     def _saved(self) -> list[_Saved]:
-        """What each edit that no later one overwrote saves, of a component in each of its matrices."""
+        """What each edit that no later one overwrote saves, of a component in each of its matrices. Units that an
+        earlier step took away stay away: of two steps the larger share counts, as if one took what the other did; which
+        units go, only the run tells, and if they are others, it leaves fewer numbers.
+        """
         made: list[_Saved] = []
+        away: Counter[Place] = Counter()
         for item in self.matrices:
             own = item.parameters_before - item.parameters_after - sum(lost for _, lost in item.beside)
-            made.append(_Saved(_place(item), own, item.element_bytes))
-            made += [_Saved(place, lost, item.element_bytes) for place, lost in item.beside]
-        return standing(made, lambda one: one.place)
+            for place, lost in ((_place(item), own), *item.beside):
+                if item.takes_units:
+                    away[place] = lost = max(away[place], lost)
+                made.append(_Saved(place, lost, item.element_bytes, item.basis))
+        last = standing(made, lambda one: one.place)
+        return [*last, *_left_over(last)]
 
 
 class _Saved(NamedTuple):
     place: Place
     numbers: int
     element_bytes: int
+    basis: SharedFactor | None = None
+
+
+def _left_over(last: Sequence[_Saved]) -> Iterator[_Saved]:
+    """What is not saved after all: every factor of which the matrix that counts it was edited again, and another that
+    has it was not.
+    """
+    using: dict[SharedFactor, list[_Saved]] = {}
+    for one in last:
+        if one.basis is not None:
+            using.setdefault(one.basis, []).append(one)
+    for basis, own in using.items():
+        if all(one.place != basis.first for one in own):
+            yield own[0]._replace(numbers=-basis.size)
 
 
 def _place(item: PlannedMatrix) -> Place:
@@ -271,7 +311,18 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: in
         vocabulary=_vocabulary(checkpoint),
         tensors=len(sizes),
         dtype=_torch_name(Counter(tensor.dtype for tensor in checkpoint.tensors.values()).most_common(1)[0][0]),
+        notes=_notes(recipe, matrices),
     )
+
+
+def _notes(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> tuple[str, ...]:
+    """Of steps that edit, and not of those that train what others left."""
+    own = [
+        (step, [item.matrix for item in matrices if item.step == number])
+        for number, step in enumerate(recipe.steps)
+        if step.healing is None
+    ]
+    return tuple(dict.fromkeys(told for step, chosen in own if (told := whole_note(step, chosen)) is not None))
 
 
 def _products(loaded: Checkpoint) -> tuple[tuple[tuple[int, int], int], ...]:
@@ -383,12 +434,14 @@ def _sharing(step: Step, own: Sequence[PlannedMatrix]) -> list[PlannedMatrix]:
         rank = keep.rank_for((len(group) * rows, columns))
         numbers = [shared_numbers((rows, columns), rank, place, len(group)) for place in range(len(group))]
         known: dict[str, Any] = {"rank_after": min(rank, rows, columns)}
+        basis = SharedFactor(found[group[0].key].step, place_of(group[0]), numbers[0] - numbers[-1])
         if step.factored:
             known["stays_dense"] = not step.stores_factors((rows, columns), known["rank_after"])
         else:
             known["numbers"] = round(sum(numbers) / len(group))
         for matrix, count in zip(group, numbers, strict=True):
             less = 0 if step.factored else rows * columns - count
+            known["basis"] = None if step.factored or len(group) == 1 else basis
             found[matrix.key] = replace(found[matrix.key], taken_away=less, **known)
     return list(found.values())
 

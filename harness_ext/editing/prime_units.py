@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness_ext.editing.sharing import together
+from harness_ext.calibration.by_layer import Statistics, together
 from harness_ext.errors import UserError
-from harness_ext.methods.sola import light_keep, prime_count, prime_of, split_numbers
+from harness_ext.methods.sola import light_keep, light_of, prime_of, split_numbers
 from harness_ext.model.components import COMPONENTS, mlps_among
 from harness_ext.model.seeding import generator_for
 from harness_ext.recipe.schema import has_prime_units
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from harness_ext.methods.budget import Keep
     from harness_ext.model.layout import Matrix
     from harness_ext.recipe.schema import Step
-
-    Statistics = Mapping[str, Mapping[str, Tensor]]
 
 _READER = COMPONENTS["mlp"].reader
 
@@ -84,13 +82,7 @@ def _masks(context: StepContext, group: Sequence[Matrix], statistics: Statistics
 
 def light_shape(step: Step, role: str | None, shape: tuple[int, int]) -> tuple[int, int]:
     """The rows and columns of a matrix that a step truncates: all but those of prime units."""
-    rows, columns = shape
-    if not has_prime_units(step) or role not in (_READER, *COMPONENTS["mlp"].feeders):
-        return rows, columns
-    share = step.parameters["prime"]
-    if role == _READER:
-        return rows, columns - prime_count(columns, share)
-    return rows - prime_count(rows, share), columns
+    return light_of(role, shape, step.parameters["prime"]) if has_prime_units(step) else shape
 
 
 def is_below_one(step: Step, role: str | None, shape: tuple[int, int]) -> bool:

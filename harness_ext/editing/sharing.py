@@ -4,13 +4,14 @@ the truncated model, once all matrices were truncated and its documents have gon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from harness_ext.calibration.by_layer import Statistics, together
 from harness_ext.errors import UserError, located
-from harness_ext.methods.basis_sharing import BY_GROUPS, SharedBasis, refitted_together, shared_basis
+from harness_ext.methods.basis_sharing import BY_GROUPS, SharedBasis, groups_of, refitted_together, shared_basis
 from harness_ext.recipe.schema import method_of
 
 if TYPE_CHECKING:
@@ -21,31 +22,9 @@ if TYPE_CHECKING:
     from harness_ext.model.layout import Matrix
     from harness_ext.recipe.schema import Step
 
-    Statistics = Mapping[str, Mapping[str, Tensor]]
-    Make = Callable[[Sequence[Matrix], Statistics], Statistics]
 
 _MOMENT = "input_second_moment"
 _FP32 = 4
-
-
-def groups_of(matrices: Sequence[Matrix], roles: Sequence[str], size: int) -> list[list[Matrix]]:
-    """The matrices in groups that share: of one role, part and shape, `size` at a time in the order of the layers; each
-    other matrix by itself.
-    """
-
-    def kind(matrix: Matrix) -> tuple[str, ...]:
-        if matrix.role not in roles or matrix.expert is not None or matrix.layer is None:
-            return (matrix.key,)
-        return (str(matrix.role), str(matrix.part), str(matrix.shape))
-
-    alike: dict[tuple[str, ...], list[Matrix]] = {}
-    for matrix in matrices:
-        alike.setdefault(kind(matrix), []).append(matrix)
-    return [
-        group[start : start + size]
-        for group in (sorted(own, key=lambda matrix: matrix.layer or 0) for own in alike.values())
-        for start in range(0, len(group), size)
-    ]
 
 
 def refits_groups(step: Step) -> bool:
@@ -144,19 +123,6 @@ def _check_unedited(context: StepContext, matrices: Sequence[Matrix]) -> None:
 def _groups(context: StepContext, matrices: Sequence[Matrix]) -> list[list[Matrix]]:
     settings = context.step.parameters
     return groups_of(matrices, settings["share"], settings["layers_in_group"])
-
-
-def together(learned: Iterable[Learned], waiting: Sequence[Sequence[Matrix]], make: Make) -> Iterator[Learned]:
-    """The groups of a step, each with what is made of its statistics, as soon as all of them are there. waiting: the
-    groups, which have every matrix of the step once.
-    """
-    known: dict[str, Mapping[str, Tensor]] = {}
-    for part, statistics in learned:
-        known |= {matrix.key: statistics.get(matrix.key, {}) for matrix in part}
-        ready = [group for group in waiting if all(matrix.key in known for matrix in group)]
-        waiting = [group for group in waiting if group not in ready]
-        for group in ready:
-            yield group, make(group, {matrix.key: known.pop(matrix.key) for matrix in group})
 
 
 def _shared(context: StepContext, group: Sequence[Matrix], statistics: Statistics) -> Statistics:

@@ -35,13 +35,14 @@ class Component(NamedTuple):
 class MatrixBeside(NamedTuple):
     """What becomes of another matrix of the component. values: `[m, n]`, zero where rows, or columns, were taken away.
     rows, columns: how many are left, None for all columns. bias: `[m]`, what its bias becomes, None where it stays or
-    there is none.
+    there is none. kept: as in `ComponentEdit`.
     """
 
     values: Tensor
     rows: int
     bias: Tensor | None = None
     columns: int | None = None
+    kept: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,15 @@ class ComponentEdit(DenseEdit):
     """What becomes of a component. values: `[m, n]`, of the matrix that the step names, zero where columns, or rows,
     were taken away. columns, rows: how many of either are left, None for all. bias: `[m]`, what its bias becomes where
     it loses as many numbers as there are rows less, None where it stays or there is none. beside: the others, by role.
+    kept: which of the rows, or columns, that it tells the number of are left, bool; by it those that several edits took
+    away are counted once, and those of an edit that does not tell it by their number alone.
     """
 
     columns: int | None = field(default=None, kw_only=True)
     rows: int | None = field(default=None, kw_only=True)
     bias: Tensor | None = field(default=None, kw_only=True)
     beside: Mapping[str, MatrixBeside] = field(kw_only=True)
+    kept: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def parts(self) -> tuple[Tensor, ...]:

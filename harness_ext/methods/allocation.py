@@ -6,14 +6,16 @@ A rule says how the ranks should stand to each other; the budget then scales the
 - Ranks are multiples of `align`, one multiple at least.
 - The numbers stored are at most the share asked for, and no matrix could get another multiple within it.
 
-Spectra are of whatever the factorisation truncates: of `W`, of `W` with weighted columns, of its outputs.
+Spectra are of whatever the factorisation truncates: of `W`, of `W` with weighted columns, of its outputs; of a group
+of matrices on top of each other that share a basis, or of the part of a matrix beside rows or columns that stay. What
+stays takes its numbers out of the budget, and is counted in every share.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,24 +23,32 @@ from harness_ext.errors import BudgetTooSmall
 from harness_ext.model.size import stored_parameters
 
 Rule = Literal["uniform", "d-rank", "svd-llm-v2", "least-error", "marchenko-pastur"]
+_LEAST = 1e-9
+"""What is wanted at least: proportions of it are scaled, and none is below zero."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
     """What one matrix `[m, n]` may lose. values: the singular values `[r]` of what is truncated, descending. kind: its
     role, such as `q_proj`; matrices of one kind are set against each other by some rules. tokens: how many the values
-    are a mean over, 1 where they are of weights.
+    are a mean over, 1 where they are of weights. beside: the numbers that stay as they are beside what is truncated.
     """
 
     shape: tuple[int, int]
     values: Sequence[float]
     kind: str = ""
     tokens: int = 1
+    beside: int = 0
 
     @property
     def size(self) -> int:
-        """The numbers of the dense matrix."""
+        """The numbers of the dense matrix that is truncated."""
         return self.shape[0] * self.shape[1]
+
+    @property
+    def whole(self) -> int:
+        """Those with the numbers beside it, of which budgets are shares."""
+        return self.size + self.beside
 
     @property
     def cost(self) -> int:
@@ -68,9 +78,22 @@ class Spectrum:
         return sum(value * value for value in self.values[rank:])
 
 
-def uniform(spectra: Mapping[str, Spectrum]) -> dict[str, float]:
-    """The same share of every matrix: ranks in proportion to break-even."""
-    return {key: spectrum.break_even for key, spectrum in spectra.items()}
+def room(spectra: Iterable[Spectrum], param_fraction: float) -> float:
+    """The numbers that a share of all leaves to what is truncated."""
+    group = list(spectra)
+    return param_fraction * sum(one.whole for one in group) - sum(one.beside for one in group)
+
+
+def uniform(spectra: Mapping[str, Spectrum], param_fraction: float = 1.0) -> dict[str, float]:
+    """The same share of every matrix: ranks in proportion to break-even, where nothing stays beside what is truncated.
+    Where something does, what is left of the share of its matrix counts, and is never less than none.
+    """
+    return {
+        key: max(_LEAST, 1 - one.beside * (1 / param_fraction - 1) / one.size) * one.break_even
+        if one.beside
+        else one.break_even
+        for key, one in spectra.items()
+    }
 
 
 def d_rank(
@@ -86,7 +109,7 @@ def d_rank(
     wanted: dict[str, float] = {}
     for kind in dict.fromkeys("" if pooled else one.kind for one in spectra.values()):
         group = {key: one for key, one in spectra.items() if pooled or one.kind == kind}
-        budget = param_fraction * sum(one.size for one in group.values())
+        budget = max(_LEAST, room(group.values(), param_fraction))
         scale = budget / sum(math.sqrt(one.effective_rank * one.cost) for one in group.values())
         wanted |= {key: scale * math.sqrt(one.effective_rank / one.cost) for key, one in group.items()}
     return _with_shift(spectra, wanted, value_shift)
@@ -114,16 +137,17 @@ def svd_llm_v2(spectra: Mapping[str, Spectrum], param_fraction: float) -> dict[s
     logarithm would soon be negative and give the best matrices the most.
     """
     wanted: dict[str, float] = {}
+    even = uniform(spectra, param_fraction)
     for kind in dict.fromkeys(one.kind for one in spectra.values()):
         group = {key: one for key, one in spectra.items() if one.kind == kind}
         inverse = {}
         for key, one in group.items():
-            lost = math.sqrt(one.tokens * one.tail(max(1, math.floor(param_fraction * one.break_even))))
+            lost = math.sqrt(one.tokens * one.tail(max(1, math.floor(param_fraction * even[key]))))
             inverse[key] = 1 / math.log(max(lost, math.e))
         total = sum(inverse.values())
         for key, one in group.items():
             removed = len(group) * (1 - param_fraction) * inverse[key] / total
-            wanted[key] = max(1e-9, 1 - removed) * one.break_even
+            wanted[key] = max(_LEAST, 1 - removed * one.whole / one.size) * one.break_even
     return wanted
 
 
@@ -150,7 +174,7 @@ def at_most(
     `scaled` has them.
     """
     ranks = {key: _whole(one, largest[key], align) for key, one in spectra.items()}
-    if _stored(spectra, ranks) > param_fraction * sum(one.size for one in spectra.values()):
+    if _stored(spectra, ranks) > room(spectra.values(), param_fraction):
         # What rounding leaves of the budget would else take some beyond their own.
         lower = scaled(spectra, largest, param_fraction, align)
         ranks = {key: min(rank, lower.get(key, rank)) for key, rank in ranks.items()}
@@ -165,7 +189,7 @@ def scaled(
 
     Raises BudgetTooSmall where the budget is too small for one multiple of `align` of each.
     """
-    budget = param_fraction * sum(one.size for one in spectra.values())
+    budget = room(spectra.values(), param_fraction)
 
     def at(scale: float) -> dict[str, int]:
         return {key: _whole(one, scale * wanted[key], align) for key, one in spectra.items()}
@@ -239,7 +263,7 @@ def least_error(
     infinite where the matrix must stay dense. within: the least and the largest rank, as shares of break-even. Raises
     BudgetTooSmall where the budget is too small.
     """
-    budget = param_fraction * sum(one.size for one in spectra.values())
+    budget = room(spectra.values(), param_fraction)
     measure = error or (lambda _, lost: lost)
     hulls = {
         key: _hull([one for one in _options(key, one, align, measure) if _allowed(one, spectra[key], within)])
@@ -247,7 +271,7 @@ def least_error(
     }
     smallest = sum(hull[-1][0] for hull in hulls.values())
     if smallest > budget:
-        least = smallest / sum(one.size for one in spectra.values())
+        least = (smallest + sum(one.beside for one in spectra.values())) / sum(one.whole for one in spectra.values())
         raise BudgetTooSmall(
             f"a budget of {param_fraction:g} of the parameters is too small for a rank of {align} in every matrix:"
             f" raise it,{' lower align,' if align > 1 else ''} or choose other matrices"

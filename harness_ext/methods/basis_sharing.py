@@ -20,6 +20,9 @@ with C' the sum of the second moments of the group's inputs as they are then,
 one C' for all layers of the group; R stays, and the outputs aimed at are those of W_l on these inputs, not those of the
 original model. Of all L_l it leaves the least error for inputs as C' has them, which is not the least for each layer's
 own; on the inputs of the original model it would change nothing.
+
+A group has one rank: by a budget of its own, by `keep.ranks`, which names it for each of its matrices, or by an
+allocator (`allocate_ranks` with `factorisation: basis_sharing`) on the spectra of the groups.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from harness_ext.methods.budget import Keep
+    from harness_ext.model.layout import Matrix
 
 Role = Literal[
     "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "in_proj", "out_proj", "q_a_proj",
@@ -44,6 +48,7 @@ Role = Literal[
 ]  # fmt: skip
 SHARED_ROLES: tuple[Role, ...] = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """What the released code shares in models of Llama's kind; the others are truncated each by itself."""
+LAYERS_IN_GROUP = 2
 Refit = Literal["none", "group", "layer"]
 BY_GROUPS: Refit = "group"
 """The refit for which the documents go through the truncated model."""
@@ -53,12 +58,43 @@ REFITTED = "refitted to the compressed model's inputs"
 _RIDGE = 1e-10
 
 
+def groups_of(matrices: Sequence[Matrix], roles: Sequence[str], size: int) -> list[list[Matrix]]:
+    """The matrices in groups that share: of one role, part and shape, `size` at a time in the order of the layers; each
+    other matrix by itself.
+    """
+
+    def kind(matrix: Matrix) -> tuple[str, ...]:
+        if matrix.role not in roles or matrix.expert is not None or matrix.layer is None:
+            return (matrix.key,)
+        return (str(matrix.role), str(matrix.part), str(matrix.shape))
+
+    alike: dict[tuple[str, ...], list[Matrix]] = {}
+    for matrix in matrices:
+        alike.setdefault(kind(matrix), []).append(matrix)
+    return [
+        group[start : start + size]
+        for group in (sorted(own, key=lambda matrix: matrix.layer or 0) for own in alike.values())
+        for start in range(0, len(group), size)
+    ]
+
+
 class SharedBasis(NamedTuple):
     """What a group has in common. lefts: of each matrix `[m, k]`. right: `[k, n]`, of all. fallback: as in `Edit`."""
 
     lefts: tuple[Tensor, ...]
     right: Tensor
     fallback: str | None
+
+
+def group_spectrum(weights: Sequence[Tensor], moments: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """M, the matrices of a group on top of each other, `[g m, n]`, and the leading eigenvalues and eigenvectors of
+    `M C M^T`, as `output_spectrum` has them; in fp64.
+    """
+    import torch
+
+    stacked = torch.cat([weight.double() for weight in weights])
+    total = torch.stack([moment.double() for moment in moments]).sum(0)
+    return stacked, *output_spectrum(stacked, total)
 
 
 def shared_basis(
@@ -70,11 +106,7 @@ def shared_basis(
     a share of the sum of the eigenvalues. refit: `group` takes the second moments of the truncated model, and comes
     later (`refitted_together`).
     """
-    import torch
-
-    stacked = torch.cat([weight.double() for weight in weights])
-    total = torch.stack([moment.double() for moment in moments]).sum(0)
-    eigenvalues, eigenvectors = output_spectrum(stacked, total)
+    stacked, eigenvalues, eigenvectors = group_spectrum(weights, moments)
     rank = keep.rank_for((stacked.shape[0], stacked.shape[1]), eigenvalues.sqrt())
     directions, fallback = leading_directions(stacked, eigenvalues, eigenvectors, rank)
     right = directions.T @ stacked
@@ -133,7 +165,7 @@ def basis_sharing(
     shared_right: Tensor,
     shared_place: Tensor,
     keep: Keep,
-    layers_in_group: Annotated[int, Field(ge=1)] = 2,
+    layers_in_group: Annotated[int, Field(ge=1)] = LAYERS_IN_GROUP,
     share: tuple[Role, ...] = SHARED_ROLES,
     refit: Refit = "none",
 ) -> Edit:

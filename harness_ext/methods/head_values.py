@@ -64,11 +64,14 @@ def mix_values(
     blocks = [input_second_moment[place, place].double() for place in values.places]
     moments = torch.stack(blocks).unflatten(0, (values.heads.key_values, -1)).mean(1).to(weight.device)
     made = values.mixed(moments, rank, ridge, generator if ranking == "random" else None)
-    beside = MatrixBeside(made.made, rank * values.heads.key_values, made.bias)
+    beside = MatrixBeside(
+        made.made, rank * values.heads.key_values, made.bias, kept=values.first(rank, values.heads.key_values)
+    )
     return ComponentEdit(
         made.read,
         unchanged=rank == values.heads.width,
         columns=rank * values.heads.queries,
+        kept=values.first(rank, values.heads.queries),
         beside={"v_proj": beside},
     )
 
@@ -98,11 +101,17 @@ def mix_unattended_values(
     inputs = input_second_moment.double().to(weight.device), input_mean_with_sinks.double().to(weight.device)
     moments = moments_by_head(values.made, values.bias, *inputs, values.heads.key_values)
     made = values.mixed(moments, rank, ridge, generator if ranking == "random" else None)
-    beside = MatrixBeside(made.read, len(made.read), columns=rank * values.heads.queries)
+    beside = MatrixBeside(
+        made.read,
+        len(made.read),
+        columns=rank * values.heads.queries,
+        kept=values.first(rank, values.heads.queries),
+    )
     return ComponentEdit(
         made.made,
         unchanged=rank == values.heads.width,
         rows=rank * values.heads.key_values,
+        kept=values.first(rank, values.heads.key_values),
         bias=made.bias,
         beside={"o_proj": beside},
     )
@@ -131,6 +140,12 @@ class _Values(NamedTuple):
         """The columns of `W_o` that belong to each query head."""
         width = self.heads.width
         return [slice(head * width, (head + 1) * width) for head in range(self.heads.queries)]
+
+    def first(self, rank: int, heads: int) -> Tensor:
+        """The first so many dimensions of each of so many heads, bool, `[heads d]`: those that are left."""
+        import torch
+
+        return (torch.arange(self.heads.width, device=self.made.device) < rank).repeat(heads)
 
     def mixed(self, moments: Tensor, rank: int, ridge: float, generator: Generator | None) -> _Mixed:
         """Every head in so many dimensions, the same for heads that share values; themselves where that is all.

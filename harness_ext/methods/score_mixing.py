@@ -89,15 +89,19 @@ def mix_scores(
         mixing_keys[group, mixed, turning:] = keys
         mixing_queries[group, :, mixed, turning:] = torch.linalg.solve_triangular(roots.mT, sizes, upper=True).mT
     left = 2 * pairs + rank
+    stays = chosen.bool()
+    stays[:, mixed] = True
     beside = MatrixBeside(
         _mixed(queries, mixing_queries.flatten(0, 1)),
         left * heads.queries,
         None if bias is None else _mixed(bias, mixing_queries.flatten(0, 1)),
+        kept=stays.repeat_interleave(heads.queries // heads.key_values, 0).flatten(),
     )
     return ComponentEdit(
         _mixed(weight, mixing_keys),
         unchanged=False,
         rows=left * heads.key_values,
+        kept=stays.flatten(),
         bias=None if key_bias is None else _mixed(key_bias, mixing_keys),
         beside={"q_proj": beside},
     )

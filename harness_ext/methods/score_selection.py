@@ -61,11 +61,13 @@ def select_coordinates(
         queries * asking[:, None] * factor,
         left * heads.queries,
         None if bias is None else bias * asking * factor,
+        kept=asking,
     )
     return ComponentEdit(
         weight * rows.flatten()[:, None],
         unchanged=left == heads.width,
         rows=left * heads.key_values,
+        kept=rows.flatten(),
         bias=None if key_bias is None else key_bias * rows.flatten(),
         beside={"q_proj": beside},
     )

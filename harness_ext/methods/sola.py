@@ -16,8 +16,9 @@ The prime units are those of the largest mean of |h| over tokens, h the input of
 the activated gate times up. The paper sums |h| over tokens; the order is the same. Its released code takes a norm over
 the texts of a batch at each place and sums that over places, which is |h| where a batch has one text, as it has there.
 The released ranks are constants, the same in layers 2 to 29 of 32 of LLaMA-2-7B and 2 to 37 of 40 of 13B, and its code
-that would choose them is called from nowhere; here each matrix keeps the same share of its numbers. Theirs of the 7B,
-at 20 and at 30 % of the model removed, which `keep.rank` takes in a step for each:
+that would choose them is called from nowhere; here each matrix keeps the same share of its numbers, or an allocator
+finds ranks by the spectra of what is truncated (`allocate_ranks` with `factorisation: sola`). Theirs of the 7B, at 20
+and at 30 % of the model removed, which `keep.rank` takes in a step for each:
 
     q_proj 1120, 640    k_proj 800, 640    o_proj dense, 1440    gate_proj 1760, 1760    up_proj 2400, 1920
     down_proj 2240, 1760
@@ -34,13 +35,16 @@ from harness_ext.methods import Edit, call, method
 from harness_ext.methods.budget import Keep
 from harness_ext.methods.feature_space import leading_directions, output_spectrum
 from harness_ext.methods.registry import only_if
-from harness_ext.model.components import left_of
+from harness_ext.model.components import COMPONENTS, left_of
 from harness_ext.model.size import stored_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Generator, Tensor
+
+
+PRIME = 0.15
 
 
 @method(summary="Keep the hidden units that are used most, and truncate the rest by its outputs.")
@@ -54,7 +58,7 @@ def sola(
     keep: Keep,
     remember: Callable[..., tuple[Tensor, ...]] = call,
     input_magnitude: Tensor | None = None,
-    prime: Annotated[float, Field(ge=0, lt=1)] = 0.15,
+    prime: Annotated[float, Field(ge=0, lt=1)] = PRIME,
     ranking: Literal["magnitude", "random"] = "magnitude",
 ) -> Edit:
     """See the module. weight: `[m, n]`.
@@ -71,10 +75,7 @@ def sola(
 
     count, stays = int(prime_units.sum()), prime_units.flatten()
     by_rows = prime_units.shape[1] == 1
-    light, moment = weight, input_second_moment
-    if count:
-        light = weight[~stays] if by_rows else weight[:, ~stays]
-        moment = moment if by_rows else moment[~stays][:, ~stays]
+    light, moment = light_part(weight, input_second_moment, prime_units)
     shape = (light.shape[0], light.shape[1])
     eigenvalues, eigenvectors = remember(output_spectrum, light, moment)
     budget = light_keep(keep, (weight.shape[0], weight.shape[1]), shape)
@@ -96,6 +97,16 @@ def sola(
     )
 
 
+def light_part(weight: Tensor, moment: Tensor, prime_units: Tensor) -> tuple[Tensor, Tensor]:
+    """What of W `[m, n]` is truncated, and the second moment of what that sees, `[n, n]` of all inputs. prime_units: as
+    `sola` takes them.
+    """
+    light = ~prime_units.flatten().to(weight.device)
+    if not bool(prime_units.any()):
+        return weight, moment
+    return (weight[light], moment) if prime_units.shape[1] == 1 else (weight[:, light], moment[light][:, light])
+
+
 def prime_count(units: int, share: float) -> int:
     """How many of so many units are prime: `floor` of the share, one at least and never all; none at a share of 0."""
     return min(left_of(units, share), units - 1) if share else 0
@@ -114,6 +125,16 @@ def prime_of(magnitude: Tensor | None, units: int, share: float, generator: Gene
     chosen = torch.zeros(units, dtype=torch.bool, device=order.device)
     chosen[order[: prime_count(units, share)]] = True
     return chosen
+
+
+def light_of(role: str | None, shape: tuple[int, int], share: float) -> tuple[int, int]:
+    """The rows and columns of a matrix of this role that are truncated, at such a share of prime units: all where it
+    is of no MLP.
+    """
+    (rows, columns), mlp = shape, COMPONENTS["mlp"]
+    if role == mlp.reader:
+        return rows, columns - prime_count(columns, share)
+    return (rows - prime_count(rows, share), columns) if role in mlp.feeders else shape
 
 
 def light_keep(keep: Keep, shape: tuple[int, int], light: tuple[int, int]) -> Keep:

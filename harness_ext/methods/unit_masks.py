@@ -39,13 +39,15 @@ def policy_prune(weight: Tensor, /, *, component: Component, kept_units: Tensor)
         _kept_rows(weight.T, kept).T,
         unchanged=left == len(kept),
         columns=left * width,
+        kept=kept.repeat_interleave(width),
         beside={role: _fed(values, component.biases.get(role), kept) for role, values in component.weights.items()},
     )
 
 
 def _fed(values: Tensor, bias: Tensor | None, kept: Tensor) -> MatrixBeside:
-    rows = int(kept.sum()) * (len(values) // len(kept))
-    return MatrixBeside(_kept_rows(values, kept), rows, None if bias is None else _kept_rows(bias, kept))
+    width = len(values) // len(kept)
+    left = None if bias is None else _kept_rows(bias, kept)
+    return MatrixBeside(_kept_rows(values, kept), int(kept.sum()) * width, left, kept=kept.repeat_interleave(width))
 
 
 def _kept_rows(values: Tensor, kept: Tensor) -> Tensor:

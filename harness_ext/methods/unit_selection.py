@@ -62,6 +62,8 @@ def mlp_select(
     least. refit: `auto` refits where that lowers the error on the half of the documents that it was not made from, both
     halves in turn (ours). ridge: t, of the mean over tokens.
     """
+    import torch
+
     dense = weight.double()
     moments = Moments.of(input_second_moment_by_halves.to(weight.device), ridge)
     count = left_of(dense.shape[1], unit_fraction)
@@ -69,6 +71,7 @@ def mlp_select(
     refits = moments.favour_refit(dense, kept) if refit == "auto" else refit
     values = weight.new_zeros(weight.shape)
     everything = count == dense.shape[1]
+    stays = values.new_zeros(values.shape[1], dtype=torch.bool).index_fill(0, kept, value=True)
     values[:, kept] = weight[:, kept] if everything or not refits else refitted(dense, moments.whole, kept).to(weight)
     return ComponentEdit(
         values,
@@ -76,8 +79,9 @@ def mlp_select(
         decomposition=REFITTED if refits else SELECTED,
         unchanged=everything,
         columns=count,
+        kept=stays,
         beside={
-            role: MatrixBeside(only_rows(value, kept), count, _only(component.biases.get(role), kept))
+            role: MatrixBeside(only_rows(value, kept), count, _only(component.biases.get(role), kept), kept=stays)
             for role, value in component.weights.items()
         },
     )

@@ -416,6 +416,17 @@ def inferred_note(model_type: str) -> str:
     )
 
 
+def whole_note(step: Selection, chosen: Sequence[Matrix]) -> str | None:
+    """What a plan and a receipt say of a step that asks for heads and names no matrix that has any; None of others."""
+    if not step.per_head or any(matrix.head is not None for matrix in chosen):
+        return None
+    named = f"{', '.join(step.matrices[:3])}{', ...' if len(step.matrices) > 3 else ''}"
+    return (
+        f"per_head splits attention matrices into their heads, and {named} names none: every matrix of that step is"
+        " edited as a whole"
+    )
+
+
 def _within(ranges: Ranges, start: int, stop: int) -> Ranges:
     """Part of a part: places `start` to `stop` among those that the ranges list."""
     found: list[tuple[int, int]] = []

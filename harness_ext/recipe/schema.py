@@ -354,10 +354,28 @@ def takes_units(step: Step) -> bool:
     return bool(method.components) if isinstance(method, Search) else method.component is not None
 
 
+def edits_by(step: Step) -> Method | None:
+    """The method of an ordinary step; that of the steps which a search finds, where its setting `factorisation` names
+    it, else None.
+    """
+    return registered_methods().get(step.parameters.get("factorisation", "") if step.is_search else step.method)
+
+
+def _method_name(step: Step) -> str:
+    """What edits, by its name: of a search that is told what to find, that."""
+    method = edits_by(step)
+    return step.method if method is None else method.name
+
+
 def has_prime_units(step: Step) -> bool:
-    """Whether a step keeps some units of MLPs as they are, and truncates the rest of the matrices."""
-    method = described(step.method)
-    return isinstance(method, Method) and method.primes and bool(step.parameters.get("prime"))
+    """Whether a step, or the steps that a search finds, keep some units of MLPs as they are, and truncate the rest of
+    the matrices.
+    """
+    method = edits_by(step)
+    if method is None or not method.primes:
+        return False
+    share = step.parameters.get("prime")
+    return bool(method.parameters["prime"].default if share is None else share)
 
 
 def chooses_units(step: Step) -> bool:
@@ -413,8 +431,8 @@ def not_factored(steps: Sequence[Step]) -> str | None:
     for step in steps:
         if step.factored and has_prime_units(step):
             return (
-                f"{step.method} leaves some rows or columns of a matrix beside two factors of the rest, and two factors"
-                " of the whole would hold more numbers than it counts: leave factored out, or set prime=0"
+                f"{_method_name(step)} leaves some rows or columns of a matrix beside two factors of the rest, and two"
+                " factors of the whole would hold more numbers than it counts: leave factored out, or set prime=0"
             )
     return None
 
@@ -437,11 +455,11 @@ def not_healed(steps: Sequence[Step]) -> str | None:
         if has_prime_units(step):
             return (
                 "it trains two factors of each matrix, and would no longer leave the prime units of"
-                f" {step.method} as they are: leave it out, or set prime=0"
+                f" {_method_name(step)} as they are: leave it out, or set prime=0"
             )
-        if getattr(described(step.method), "shares", False):
+        if (method := edits_by(step)) is not None and method.shares:
             return (
-                f"it trains the factors of each matrix by themselves, and those of {step.method} would no longer be"
+                f"it trains the factors of each matrix by themselves, and those of {method.name} would no longer be"
                 " shared: leave it out, or choose another method"
             )
     return None

@@ -8,7 +8,7 @@ but where the number of layers that are cut is searched; matrices that stay dens
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -16,14 +16,8 @@ from pydantic import Field
 from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods import allocation
 from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, refusing, search
-from harness_ext.search.factorisations import (
-    Factorisation,
-    each_decomposed,
-    edits_at,
-    statistics_by_factorisation,
-    step_of,
-    tried_as,
-)
+from harness_ext.search.factorisations import each_decomposed, edits_at, statistics_by_factorisation, tried_as
+from harness_ext.search.pieces import UNTRIED, Allocated, Piece, pieces_of, spectra_of, step_at
 from harness_ext.search.trials import least_moved
 
 if TYPE_CHECKING:
@@ -37,12 +31,20 @@ ENDS = 5
 
 
 def _contradiction(settings: Mapping[str, Any]) -> str:
-    rule = settings["rule"]
+    rule, factorisation = settings["rule"], settings["factorisation"]
     given = {
         "threshold": ("marchenko-pastur", settings["threshold"] is not None),
         "pooled": ("d-rank", settings["pooled"]),
         "value_shift": ("d-rank", settings["value_shift"] > 0),
     }
+    for name, owner in (("layers_in_group", "basis_sharing"), ("prime", "sola")):
+        if settings[name] is not None and factorisation != owner:
+            return f"{name}: it belongs to the factorisation {owner}, and {factorisation} has none; leave it out"
+    if settings["last_blocks"] == SEARCHED and factorisation in UNTRIED:
+        return (
+            f"last_blocks: a search of them tries edits of single matrices out, and those of {factorisation} are none;"
+            " give a number, or choose another factorisation, such as feature_space"
+        )
     if settings["last_blocks"] == SEARCHED and settings["param_fraction"] == 1:
         return "last_blocks: a search of them divides a budget, and a param_fraction of 1 is none; give a number"
     for name, (owner, asked) in given.items():
@@ -53,8 +55,8 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
 
 
 def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
-    flat = {matrix.key: allocation.Spectrum.flat(matrix.shape) for matrix in matrices}
-    _Budget.of(settings).ranks(flat, _before_the_last(matrices, settings["last_blocks"]))
+    pieces = pieces_of(_cuttable(matrices, settings["last_blocks"]), settings)
+    _Budget.of(settings).ranks({piece.key: piece.flat for piece in pieces}, _numbers(matrices))
 
 
 @refusing(_contradiction)
@@ -72,7 +74,7 @@ def allocate_ranks(
     evaluator: CandidateEvaluator,
     /,
     *,
-    factorisation: Factorisation = "feature_space",
+    factorisation: Allocated = "feature_space",
     rule: allocation.Rule = "d-rank",
     param_fraction: Fraction = 0.8,
     align: Annotated[int, Field(ge=1)] = 1,
@@ -80,6 +82,8 @@ def allocate_ranks(
     pooled: bool = False,
     last_blocks: Annotated[int, Field(ge=1)] | Literal["search"] | None = None,
     threshold: Annotated[float, Field(gt=0)] | None = None,
+    layers_in_group: Annotated[int, Field(ge=1)] | None = None,
+    prime: Annotated[float, Field(ge=0, lt=1)] | None = None,
 ) -> SearchResult:
     """The rules are those of `harness_ext.methods.allocation`. param_fraction: of the numbers in all matrices together,
     stored as factors where that is smaller. align: ranks are multiples of it. value_shift: of `d-rank`, the share of
@@ -89,18 +93,24 @@ def allocate_ranks(
     the error of the last layer). threshold: of `marchenko-pastur`, the edge in units of that of the noise, 1 unless
     given; by that rule a param_fraction of 1 leaves ranks as they are, which is without a budget.
 
+    Of `basis_sharing` a rank is of a group, of so many layers_in_group, as its own recipe has them unless given; of
+    `sola` it is of what is truncated beside the prime share of units, which stay and take their numbers out of the
+    budget. Both take a number of last_blocks, and no search of it, which would try their edits out.
+
     Raises BudgetTooSmall for a budget that cannot be met so, and UserError for more last_blocks than there are layers,
     both before anything is gathered.
     """
-    spectra = {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, factorisation)}
+    settings = {"factorisation": factorisation, "layers_in_group": layers_in_group, "prime": prime}
     budget = _Budget(rule, param_fraction, align, value_shift, pooled, threshold)
+    pieces = pieces_of(_cuttable(evaluator.matrices, last_blocks), settings)
+    spectra = spectra_of(evaluator, pieces, settings)
     if last_blocks == SEARCHED:
-        return _of_several_ends(evaluator, factorisation, spectra, budget)
-    ranks = budget.ranks(spectra, _before_the_last(evaluator.matrices, last_blocks))
+        return _of_several_ends(evaluator, settings, spectra, budget)
+    ranks = budget.ranks({piece.key: spectra[piece.key] for piece in pieces}, _numbers(evaluator.matrices))
     evaluator.context.progress.advance(1)
     return SearchResult(
-        (step_of(evaluator, factorisation, ranks),) if ranks else (),
-        (_cut_of(ranks, spectra),),
+        (step_at(evaluator, pieces, ranks, settings),) if ranks else (),
+        (_cut_of(ranks, pieces, evaluator.matrices),),
         reason="" if ranks else _nothing_smaller(rule, param_fraction),
     )
 
@@ -119,12 +129,12 @@ class _Budget(NamedTuple):
     def of(cls, settings: Mapping[str, Any]) -> _Budget:
         return cls(**{name: settings[name] for name in cls._fields})
 
-    def ranks(self, spectra: Mapping[str, allocation.Spectrum], dense: Collection[str]) -> dict[str, int]:
-        """Of the matrices that are made smaller. dense: those that may not be: they take their whole size out of the
-        budget, and the rule is that of the others, at what is left. Raises BudgetTooSmall.
+    def ranks(self, cut: Mapping[str, allocation.Spectrum], whole: int) -> dict[str, int]:
+        """Of those that are made smaller, among those that may be. whole: the numbers of all matrices: those that may
+        not be cut take theirs out of the budget, and the rule is that of the others, at what is left. Raises
+        BudgetTooSmall.
         """
-        cut = {key: one for key, one in spectra.items() if key not in dense}
-        whole, free = (sum(one.size for one in group) for group in (spectra.values(), cut.values()))
+        free = sum(one.whole for one in cut.values())
         left = self.param_fraction * whole - (whole - free)
         if left <= 0:
             raise BudgetTooSmall(
@@ -132,13 +142,19 @@ class _Budget(NamedTuple):
                 f" {self.param_fraction:g}: raise last_blocks or param_fraction"
             )
         fraction = min(1.0, left / free)
+        beside = sum(one.beside for one in cut.values())
+        if beside and allocation.room(cut.values(), fraction) <= 0:
+            raise BudgetTooSmall(
+                f"prime units alone take {beside / free:.3g} of the parameters of what may be cut, and it may keep"
+                f" {fraction:.3g}: lower prime, or raise param_fraction"
+            )
         if self.rule == "least-error":
             return allocation.least_error(cut, fraction, self.align)
         if self.rule == "marchenko-pastur":
             above = allocation.marchenko_pastur(cut, 1.0 if self.threshold is None else self.threshold)
             return allocation.at_most(cut, above, fraction, self.align)
         wanted = {
-            "uniform": lambda: allocation.uniform(cut),
+            "uniform": lambda: allocation.uniform(cut, fraction),
             "d-rank": lambda: allocation.d_rank(cut, fraction, self.value_shift, self.pooled),
             "svd-llm-v2": lambda: allocation.svd_llm_v2(cut, fraction),
         }[self.rule]()
@@ -147,16 +163,18 @@ class _Budget(NamedTuple):
 
 def _of_several_ends(
     evaluator: CandidateEvaluator,
-    factorisation: Factorisation,
+    settings: Mapping[str, Any],
     spectra: Mapping[str, allocation.Spectrum],
     budget: _Budget,
 ) -> SearchResult:
     """Ranks for a few numbers of last layers that meet the budget, each tried; those that move predictions least."""
+    factorisation, pieces = settings["factorisation"], pieces_of(evaluator.matrices, settings)
     found: dict[int, dict[str, int]] = {}
     layers = len(_layers_of(evaluator.matrices))
     for count in _ends(layers, budget.param_fraction):
         try:
-            found[count] = budget.ranks(spectra, _before_the_last(evaluator.matrices, count))
+            cut = {matrix.key: spectra[matrix.key] for matrix in _cuttable(evaluator.matrices, count)}
+            found[count] = budget.ranks(cut, _numbers(evaluator.matrices))
         except BudgetTooSmall:
             # A few layers may hold less than the budget asks for; all of them are the budget without this setting.
             if count == layers:
@@ -170,7 +188,8 @@ def _of_several_ends(
     evaluator.measure_divergence()
     trials = [
         evaluator.try_together(
-            edits_at(evaluator, factors, ranks), step_of(evaluator, factorisation, ranks) | {"last_blocks": count}
+            edits_at(evaluator, factors, ranks),
+            step_at(evaluator, pieces, ranks, settings) | {"last_blocks": count},
         )
         for count, ranks in found.items()
     ]
@@ -181,8 +200,8 @@ def _of_several_ends(
         f" were the last {', '.join(map(str, found))}"
     )
     return SearchResult(
-        (step_of(evaluator, factorisation, found[count]),),
-        (_cut_of(found[count], spectra), told, *tried_as(factorisation)),
+        (step_at(evaluator, pieces, found[count], settings),),
+        (_cut_of(found[count], pieces, evaluator.matrices), told, *tried_as(factorisation)),
     )
 
 
@@ -192,8 +211,9 @@ def _ends(layers: int, param_fraction: float) -> list[int]:
     return sorted({round(fewest + place * (layers - fewest) / (ENDS - 1)) for place in range(ENDS)})
 
 
-def _cut_of(ranks: Mapping[str, int], spectra: Mapping[str, allocation.Spectrum]) -> str:
-    return f"{len(ranks)} of {len(spectra)} matrices are cut, and {len(spectra) - len(ranks)} stay dense"
+def _cut_of(ranks: Mapping[str, int], pieces: Sequence[Piece], matrices: Sequence[Matrix]) -> str:
+    cut = sum(len(piece.matrices) for piece in pieces if piece.key in ranks)
+    return f"{cut} of {len(matrices)} matrices are cut, and {len(matrices) - cut} stay dense"
 
 
 def _layers_of(matrices: Sequence[Matrix]) -> list[int]:
@@ -207,16 +227,20 @@ def _nothing_smaller(rule: allocation.Rule, param_fraction: float) -> str:
     return f"its budget, param_fraction {param_fraction:g}, asks for no smaller matrix"
 
 
-def _before_the_last(matrices: Sequence[Matrix], last_blocks: int | Literal["search"] | None) -> list[str]:
-    """The matrices that lie before the last so many of the layers that the search is among; none without a number.
-    Raises UserError where there are fewer.
+def _numbers(matrices: Sequence[Matrix]) -> int:
+    return sum(math.prod(matrix.shape) for matrix in matrices)
+
+
+def _cuttable(matrices: Sequence[Matrix], last_blocks: int | Literal["search"] | None) -> list[Matrix]:
+    """All but the matrices that lie before the last so many of the layers that the search is among; all without a
+    number. Raises UserError where there are fewer layers.
     """
     if not isinstance(last_blocks, int):
-        return []
+        return list(matrices)
     layers = _layers_of(matrices)
     if last_blocks > len(layers):
         raise UserError(
             f"last_blocks: {last_blocks} layers are asked for, and the chosen matrices are in {len(layers)}"
         )
     before = layers[: len(layers) - last_blocks]
-    return [matrix.key for matrix in matrices if matrix.layer in before]
+    return [matrix for matrix in matrices if matrix.layer not in before]

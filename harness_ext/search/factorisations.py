@@ -2,7 +2,8 @@
 larger ones, with the spectrum of what it truncates.
 
 Spectra, and what is tried, are of the unedited model: `anchored`, which refits to what earlier edits leave, is tried as
-the truncation that it starts from, and `nested_decomposition` as the one that most of its rank goes to.
+the truncation that it starts from, and `nested_decomposition` as the one that most of its rank goes to. What an
+allocator gives ranks without a trial may be more than these: see `harness_ext.search.pieces`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ STATISTICS: dict[str, frozenset[str]] = {
     "activation_aware_svd": frozenset({"input_magnitude"}),
     "fisher_weighted_svd": frozenset({"fisher_information"}),
     "truncate_svd": frozenset(),
+    "basis_sharing": frozenset({"input_second_moment"}),
+    "sola": frozenset({"input_second_moment", "input_magnitude"}),
 }
 """What the spectra of each are made of, in the unedited model."""
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -49,7 +52,7 @@ def statistics_by_factorisation(settings: Mapping[str, Any]) -> frozenset[str]:
     return STATISTICS[settings["factorisation"]]
 
 
-def tried_as(factorisation: Factorisation) -> tuple[str, ...]:
+def tried_as(factorisation: str) -> tuple[str, ...]:
     """A note on trials of what is tried as another factorisation; none on the others."""
     if factorisation not in ("anchored", "nested_decomposition"):
         return ()
@@ -146,7 +149,7 @@ def each_decomposed(
             yield matrix, Spectrum(matrix.shape, made.values.tolist(), kind, 1 if seen is None else seen.tokens), made
 
 
-def step_of(evaluator: CandidateEvaluator, factorisation: Factorisation, ranks: Mapping[str, int]) -> dict[str, Any]:
+def step_of(evaluator: CandidateEvaluator, factorisation: str, ranks: Mapping[str, int]) -> dict[str, Any]:
     """The ordinary step that leaves matrices at these ranks. ranks: by `Matrix.key`."""
     assert evaluator.step.calibration is not None, "a search has calibration documents"
     order = [matrix.key for matrix in evaluator.matrices if matrix.key in ranks]

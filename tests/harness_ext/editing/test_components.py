@@ -67,6 +67,75 @@ def test_units_leave_every_matrix_of_the_mlp_and_come_back(make_lm: Any, family:
     assert lm.weights.digest() == digest and torch.equal(outputs(lm.model), logits)
 
 
+def _steps(*steps: dict[str, Any]) -> Recipe:
+    own = [{"method": "mlp_select", "matrices": ["down_proj"], **step} for step in steps]
+    return recipe_from({"name": "several", "steps": own}, origin="several")
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ({"unit_fraction": 0.8, "ranking": "random"}, {"unit_fraction": 0.6, "ranking": "random", "seed": 1}),
+        ({"unit_fraction": 0.5}, {"unit_fraction": 0.8, "ranking": "random", "seed": 2, "refit": False}),
+        ({"unit_fraction": 0.5}, {"unit_fraction": 1.0}),
+        ({"unit_fraction": 0.8}, {"unit_fraction": 0.5}, {"unit_fraction": 0.9, "ranking": "random"}),
+    ],
+)
+def test_units_that_either_of_two_steps_takes_are_counted_once(make_lm: Any, family: str, steps: Any) -> None:
+    """As many numbers as the model has without the rows and columns that are zero in it."""
+    lm = make_lm(family)
+    digest = lm.weights.digest()
+    applied = lm.apply(_steps(*steps), drawing(documents_for(lm, 6)))
+    assert lm.totals()["parameters_after"] == sliced(lm) < lm.totals()["parameters_before"]
+    last = {record.name: record for record in applied.records if record.role == "down_proj"}
+    for matrix in lm.weights.layout.matrices:
+        if matrix.role == "down_proj":
+            left = int(lm.weights.values(matrix).any(0).sum())
+            assert last[matrix.parameter].columns_kept == left <= UNITS * min(step["unit_fraction"] for step in steps)
+    lm.undo()
+    assert lm.weights.digest() == digest
+
+
+def test_a_unit_that_was_zero_before_is_no_unit_that_went(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    first = next(matrix for matrix in lm.weights.layout.matrices if matrix.role == "up_proj")
+    with torch.no_grad():
+        lm.model.get_parameter(first.parameter)[:3] = 0.0
+    applied = lm.apply(
+        _steps({"unit_fraction": 1.0}, {"unit_fraction": 0.95, "seed": 3, "ranking": "random"}),
+        drawing(documents_for(lm, 6)),
+    )
+    kept = {record.rows_kept for record in applied.records if record.name == first.parameter}
+    assert kept == {None, int(0.95 * UNITS)}
+
+
+@pytest.mark.parametrize("steps", [(0.5, 0.8), (0.8, 0.5), (0.6, 0.6)])
+def test_a_plan_of_two_steps_counts_the_larger_share(make_lm: Any, steps: Any) -> None:
+    lm = make_lm("llama")
+    recipe = _steps(*({"unit_fraction": share} for share in steps))
+    lm.apply(recipe, drawing(documents_for(lm, 6)))
+    assert plan(recipe, read_checkpoint(lm.loaded_from)).parameters_after == lm.totals()["parameters_after"]
+
+
+def test_heads_that_either_of_two_steps_takes_are_counted_once(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    steps = [{**step, "seed": seed} for seed, one in enumerate(("random", "random")) for step in _masked(one)]
+    lm.apply(recipe_from({"name": "several", "steps": steps}, origin="several"), drawing(documents_for(lm, 6)))
+    size, gone = sum(value.numel() for value in lm.model.parameters()), 0
+    for matrix in lm.weights.layout.matrices:
+        value = lm.weights.values(matrix)
+        gone += int((~value.any(0 if matrix.role in ("o_proj", "down_proj") else 1)).sum()) * (
+            value.shape[0] if matrix.role in ("o_proj", "down_proj") else value.shape[1]
+        )
+    assert lm.totals()["parameters_after"] == size - gone < size
+
+
+def _masked(start: str) -> list[dict[str, Any]]:
+    masks = {"start": start, "steps": 0, "unit_fraction": 0.7}
+    return [{"method": "policy_prune", "matrices": ["o_proj", "down_proj"], "masks": masks}]
+
+
 def test_a_plan_counts_what_the_receipt_counts(make_model: Any, make_lm: Any) -> None:
     for family in ("llama", "gpt2"):
         lm = make_lm(family)

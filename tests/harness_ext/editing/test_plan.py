@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import harness_ext
+from harness_ext.cli.plan import plan_data, plan_lines
 from harness_ext.editing.plan import plan
 from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.model.checkpoint import check_local, read_checkpoint
@@ -187,3 +188,24 @@ def test_a_plan_says_what_becomes_of_offloaded_weights(lm_eval) -> None:
         assert str(told(recipe, parallelize=True)).startswith(f"{refused}{reason}")
     said = lm_eval("recipes", "plan", "svd:matrices=[q_proj]", "--model_args", "pretrained=demo,parallelize=True")
     assert said.code == 0 and f"  offload     {by_files}\n" in said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("svd:matrices=[mlp],per_head=true,keep.rank=2", "mlp"),
+        ("svd:matrices=[up_proj,down_proj],per_head=true,keep.rank=2", "up_proj, down_proj"),
+        ("least-error:matrices=[up_proj],per_head=true", "up_proj"),
+        ("svd:matrices=[up_proj,q_proj],per_head=true,keep.rank=2", None),
+        ("svd:matrices=[mlp],keep.rank=2", None),
+    ],
+)
+def test_a_step_by_heads_without_attention_matrices_is_noted_by_plan_and_run(make_lm, words: str, named) -> None:
+    lm, recipe = make_lm("llama"), parse_recipe(words)
+    planned = plan(recipe, read_checkpoint(lm.loaded_from))
+    told = [] if named is None else [f"per_head splits attention matrices into their heads, and {named} names none"]
+    assert [note.partition(":")[0] for note in planned.notes] == told
+    assert all(any(note in line for line in plan_lines(planned, "tiny")) for note in planned.notes)
+    assert plan_data(planned, "tiny")["notes"] == list(planned.notes)
+    applied = lm.apply(recipe, drawing(documents_for(lm)))
+    assert [note for note in applied.notes if "per_head" in note] == list(planned.notes)

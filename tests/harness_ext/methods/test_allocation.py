@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -108,6 +109,36 @@ def test_d_rank_is_lagranges_solution() -> None:
     total = sum(math.sqrt(one.effective_rank * one.cost) for one in spectra.values())
     for key, one in spectra.items():
         assert ranks[key] == pytest.approx(math.sqrt(one.effective_rank / one.cost) * budget / total, abs=1.01)
+
+
+@given(st.integers(0, 2**31), st.floats(0.5, 0.95), st.sampled_from(list(RULES)))
+@settings(deadline=None, max_examples=60)
+def test_what_stays_beside_is_paid_by_its_own_kind(seed: int, share: float, rule: str) -> None:
+    """With numbers that stay, a rule wants of each kind, or of all, the share of all its numbers, those among them."""
+    plain = spectra_of(seed, largest=60)
+    spectra = {
+        key: replace(one, beside=(number + 1) * one.size // 12) for number, (key, one) in enumerate(plain.items())
+    }
+    of = {"uniform": lambda: uniform(spectra, share), "d-rank": lambda: d_rank(spectra, share)}
+    wanted = of.get(rule, lambda: RULES[rule](spectra, share))()
+    if rule == "uniform":
+        for key, one in spectra.items():
+            assert share * wanted[key] * one.cost == pytest.approx(max(0, share * one.whole - one.beside), abs=1e-3)
+    elif rule == "d-rank":
+        for kind in {one.kind for one in spectra.values()}:
+            own = {key: one for key, one in spectra.items() if one.kind == kind}
+            kept = sum(wanted[key] * one.cost + one.beside for key, one in own.items())
+            assert kept == pytest.approx(
+                max(share * sum(one.whole for one in own.values()), sum(one.beside for one in own.values())), abs=1e-3
+            )
+    try:
+        ranks = scaled(spectra, wanted, share)
+    except BudgetTooSmall:
+        return
+    assert (
+        stored(spectra, ranks) + sum(one.beside for one in spectra.values())
+        <= share * sum(one.whole for one in spectra.values()) + 1e-6
+    )
 
 
 def test_the_effective_rank_counts_equal_values() -> None:

@@ -416,6 +416,25 @@ def test_a_basis_whose_first_matrix_is_edited_again_counts_with_the_others(make_
         lm.undo()
 
 
+@pytest.mark.parametrize("budget", ["keep.param_fraction=0.5", "keep.param_fraction=1.0", "keep.rank=2"])
+@pytest.mark.parametrize("layers", [[0], [0, 1], [1], [2], [0, 1, 2], [0, 2]])
+def test_a_plan_counts_a_basis_with_those_that_still_have_it(make_lm, layers: list[int], budget: str) -> None:
+    """The later step edits some matrices again, whole or a head of each: plan and run come to the same numbers."""
+    lm = make_lm("llama", dtype="bfloat16")
+    for again in ("keep.rank=2", "keep.rank=1,per_head=true"):
+        words = (
+            f"basis-sharing:matrices=[q_proj,up_proj],{budget},layers_in_group=3",
+            f"svd:matrices=[q_proj],layers={layers},{again}",
+        )
+        steps = [one.model_dump(mode="json", exclude_none=True) for text in words for one in parse_recipe(text).steps]
+        recipe = recipe_from({"name": "again", "steps": steps}, origin="again")
+        planned = plan(recipe, read_checkpoint(lm.loaded_from))
+        lm.apply(recipe, drawing(documents_for(lm, 8)))
+        totals = lm.totals()
+        assert (planned.parameters_after, planned.bytes_after) == (totals["parameters_after"], totals["bytes_after"])
+        lm.undo()
+
+
 def test_as_factors_each_matrix_holds_its_own(make_lm) -> None:
     lm = make_lm("llama")
     words = "basis-sharing:keep.param_fraction=0.4,matrices=[up_proj],factored=always"
