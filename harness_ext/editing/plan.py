@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.plan_components import Place, component_told, lost_by_component, place_of, taken_by_masks
+from harness_ext.editing.plan_components import Lost, Place, component_told, lost_by_component, place_of, taken_by_masks
 from harness_ext.editing.prime_units import check_prime_units, planned_split
 from harness_ext.editing.records import standing
 from harness_ext.errors import BudgetTooSmall, UserError, located
@@ -53,10 +54,10 @@ class SharedFactor(NamedTuple):
 class PlannedMatrix:
     """One matrix of one step. rank_after: None where only the weights or the calibration can tell. element_bytes: of a
     number as stored; dtype: its kind, by torch's name. stays_dense: whether the step computes it dense, though it
-    computes others as factors. taken_away: numbers that its component loses, those in the matrices that feed it among
-    them; beside: what each of these loses, by its place. counted_as: the format of low rank that its numbers are of.
-    numbers: how many it takes where that is not what its rank says; of matrices that share a factor, on the mean.
-    basis: that factor, which the first of them counts.
+    computes others as factors. taken_away: numbers that go whatever its rank is, those in other matrices of its
+    component among them; lost: what each of these loses, itself among them, by its place. counted_as: the format of low
+    rank that its numbers are of. numbers: how many it takes where that is not what its rank says; of matrices that
+    share a factor, on the mean. basis: that factor, which the first of them counts.
     """
 
     step: int
@@ -67,17 +68,17 @@ class PlannedMatrix:
     dtype: str = "float32"
     stays_dense: bool = False
     taken_away: int = 0
-    beside: tuple[tuple[Place, int], ...] = ()
+    lost: tuple[tuple[Place, Lost], ...] = ()
     counted_as: str = FACTORS
     numbers: int | None = None
     basis: SharedFactor | None = None
 
     @property
     def takes_units(self) -> bool:
-        """Whether whole hidden units, or heads, go with it, which stay as they are or go."""
+        """Whether whole hidden units, or heads, go with it, and no dimensions of each head."""
         method = registered_methods().get(self.method)
         is_of_units = method is not None and method.component == UNITS
-        return bool(self.beside) and (is_of_units or self.matrix.role == COMPONENTS["mlp"].reader)
+        return bool(self.lost) and (is_of_units or self.matrix.role == COMPONENTS["mlp"].reader)
 
     @property
     def parameters_before(self) -> int:
@@ -238,18 +239,24 @@ class Plan:
                 yield whole - math.floor(search.param_fraction * whole + 1e-6), min(item.element_bytes for item in own)
 
     def _saved(self) -> list[_Saved]:
-        """What each edit that no later one overwrote saves, of a component in each of its matrices. Units that an
-        earlier step took away stay away: of two steps the larger share counts, as if one took what the other did; which
-        units go, only the run tells, and if they are others, it leaves fewer numbers.
+        """What each edit that no later one overwrote saves, of a component in each of its matrices.
+
+        Units that an earlier step took away stay away: of two steps the larger share counts, as if one took what the
+        other did; which units go, only the run tells, and if they are others, it leaves fewer numbers. Of heads and of
+        the dimensions of each head both go.
         """
         made: list[_Saved] = []
-        away: Counter[Place] = Counter()
+        away: dict[Place, dict[bool, Fraction]] = {}
         for item in self.matrices:
-            own = item.parameters_before - item.parameters_after - sum(lost for _, lost in item.beside)
-            for place, lost in ((_place(item), own), *item.beside):
-                if item.takes_units:
-                    away[place] = lost = max(away[place], lost)
-                made.append(_Saved(place, lost, item.element_bytes, item.basis))
+            if not item.lost:
+                saved = item.parameters_before - item.parameters_after
+                made.append(_Saved(_place(item), saved, item.element_bytes, item.basis))
+            for place, lost in item.lost:
+                shares = away.setdefault(place, {})
+                share = Fraction(lost.numbers, lost.of)
+                shares[item.takes_units] = max(share, shares.get(True, share)) if item.takes_units else share
+                left = math.prod(1 - share for share in shares.values())
+                made.append(_Saved(place, lost.of - round(left * lost.of), item.element_bytes))
         last = standing(made, lambda one: one.place)
         return [*last, *_left_over(last)]
 
@@ -503,11 +510,9 @@ def _planned(number: int, step: Step, matrix: Matrix, checkpoint: Checkpoint) ->
     )
 
 
-def _losing(item: PlannedMatrix, lost: Mapping[Place, int]) -> PlannedMatrix:
+def _losing(item: PlannedMatrix, lost: Mapping[Place, Lost]) -> PlannedMatrix:
     """With what its component loses, by the place of each matrix."""
-    own = _place(item)
-    beside = tuple((place, count) for place, count in lost.items() if place != own)
-    return replace(item, taken_away=sum(lost.values()), beside=beside)
+    return replace(item, lost=tuple(lost.items()), taken_away=sum(one.numbers for one in lost.values()))
 
 
 def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:

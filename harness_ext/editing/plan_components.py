@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.components import UNITS, feeders_of, lost_of
@@ -15,13 +16,20 @@ Place = tuple[str, str | None]
 """A parameter, and the part of it; None for all."""
 
 
+class Lost(NamedTuple):
+    """Numbers that a matrix loses, of how many; those of its bias among both where rows take that along."""
+
+    numbers: int
+    of: int
+
+
 def place_of(matrix: Matrix) -> Place:
     return matrix.parameter, matrix.part
 
 
 def taken_by_masks(
     step: Step, matrices: Sequence[Matrix], layout: Layout, loaded: Checkpoint
-) -> dict[str, dict[Place, int]]:
+) -> dict[str, dict[Place, Lost]]:
     """The numbers that each matrix, by `Matrix.key`, and what feeds it lose, biases among them, by their places, as if
     every layer lost as many units: which of them do, only the search tells. loaded: a checkpoint as `as_loaded` gives
     it.
@@ -40,11 +48,11 @@ def taken_by_masks(
         for one in feeders_of(layout, matrix, UNITS).values():
             numbers[place_of(one)] = one.shape[0] * (one.shape[1] + (one.bias in loaded.tensors))
         units_gone, count = gone[matrix.key], units.counts[matrix.key]
-        found[matrix.key] = {place: units_gone * (own // count) for place, own in numbers.items()}
+        found[matrix.key] = {place: Lost(units_gone * (own // count), own) for place, own in numbers.items()}
     return found
 
 
-def lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> dict[Place, int]:
+def lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> dict[Place, Lost]:
     """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
     its bias, of the others; of values that are mixed by themselves the other way round.
     """
@@ -55,21 +63,22 @@ def lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Checkp
     def lost(role: str, total: int) -> int:
         return lost_of(layout, kind, role, total, step.parameters_of(matrix.key)["unit_fraction"])
 
+    def rows_of(one: Matrix, role: str) -> Lost:
+        row = one.shape[1] + (one.bias in loaded.tensors)
+        return Lost(row * lost(role, one.shape[0]), row * one.shape[0])
+
     feeders, (rows, columns) = feeders_of(layout, matrix, kind), matrix.shape
     own = place_of(matrix)
     if kind == "unattended":
         reading, reads = feeders["o_proj"].shape
         return {
-            own: (columns + (matrix.bias in loaded.tensors)) * lost("v_proj", rows),
-            place_of(feeders["o_proj"]): reading * lost("o_proj", reads),
+            own: rows_of(matrix, "v_proj"),
+            place_of(feeders["o_proj"]): Lost(reading * lost("o_proj", reads), reading * reads),
         }
-    beside = {
-        place_of(one): lost(role, one.shape[0]) * (one.shape[1] + (one.bias in loaded.tensors))
-        for role, one in feeders.items()
-    }
+    beside = {place_of(one): rows_of(one, role) for role, one in feeders.items()}
     if kind == "scores":
-        return {own: (columns + (matrix.bias in loaded.tensors)) * lost("k_proj", rows), **beside}
-    return {own: rows * lost(matrix.role or "", columns), **beside}
+        return {own: rows_of(matrix, "k_proj"), **beside}
+    return {own: Lost(rows * lost(matrix.role or "", columns), rows * columns), **beside}
 
 
 def component_told(step: Step, matrix: Matrix) -> str | None:
