@@ -30,6 +30,10 @@ _WINDOWS = {
     " --model_args leaves it out"
 }
 """Tasks whose windows may begin otherwise than a paper's, and how."""
+NO_CLAIM = (
+    "No claim is like that. `lm_eval claims` lists all; --paper looks into the names of papers and methods, --model and"
+    " --task into theirs."
+)
 EPILOG = """
 examples:
   $ lm_eval claims
@@ -57,12 +61,12 @@ class Claims(RecipesCommand):
         listed = actions.add_parser("list", help="List claims, a line each, with what was measured of them")
         for one, inner in ((parser, False), (listed, True)):
             default = argparse.SUPPRESS if inner else ""
-            for name in ("paper", "model", "task"):
+            for name, what in (("paper", "paper or method"), ("model", "model"), ("task", "task")):
                 one.add_argument(
                     f"--{name}",
                     default=default,
                     metavar="<text>",
-                    help=f"Only claims whose {name} has this in its name",
+                    help=f"Only claims whose {what} has this in its name",
                 )
             add_database_argument(one, inner=inner)
             add_form_arguments(one, **({"default": argparse.SUPPRESS} if inner else {}))
@@ -89,7 +93,7 @@ class Claims(RecipesCommand):
         if args.form != "text":
             print(written(args.form, [_row(entry, states) for entry in entries]))
             return
-        print("\n".join(_listing(entries, others, states, terminal_style().width)) or "No claim is like that.")
+        print("\n".join(_listing(entries, others, states, terminal_style().width)) or NO_CLAIM)
 
     @staticmethod
     def _show(args: argparse.Namespace) -> None:
@@ -279,7 +283,7 @@ def _sentences(rows: Sequence[Reported], cells: Sequence[Cell], *, is_the_claim:
 def _is_wanted(entry: Reported, wanted: dict[str, str]) -> bool:
     of_model = " ".join((entry.model, *entry.hub_names)).lower()
     return (
-        wanted["paper"] in f"{entry.identity.partition('/')[0]} {entry.paper} {entry.source}".lower()
+        wanted["paper"] in f"{entry.identity.partition('/')[0]} {entry.paper} {entry.source} {entry.method}".lower()
         and wanted["model"] in of_model
         and wanted["task"] in entry.task.lower()
     )

@@ -131,7 +131,7 @@ def smaller_sentences(rows: Sequence[Reported], cells: Sequence[Cell]) -> Iterat
     judged by, which is compared with nothing. Of a claim about an unedited model, its score.
     """
     from leaderboard.board.claims import of_unedited
-    from leaderboard.report.claim_words import verdict_sentence
+    from leaderboard.report.claim_words import as_open_as_before, verdict_sentence
 
     measured = [one for whole in cells for one in (whole, *whole.further) if one.control is None]
     compared = [one for one in measured if one.delta is not None]
@@ -146,5 +146,5 @@ def smaller_sentences(rows: Sequence[Reported], cells: Sequence[Cell]) -> Iterat
             told = verdict_sentence(own, cell, is_the_claim=False).partition("; ")[2]
             yield f"{cell.metric}, where the claim has {rows[0].metric}: {told}"
         elif of_unedited(rows[0]) and cell.score is not None:
-            told = f"{cell.score:.4g} unedited; this is not the claim's model, so the claim is as open as before"
+            told = f"{cell.score:.4g} unedited; {as_open_as_before(rows[0], cell)}"
             yield f"{cell.metric}: {told}"

@@ -56,12 +56,22 @@ def check_control(name: str) -> None:
     refuse_several(name, "--control")
     if closest(name, [SHUFFLED_LABELS]) and name not in (SHUFFLED_LABELS, *shipped_names()):
         raise UserError(f"unknown control {name!r}: did you mean {SHUFFLED_LABELS!r}?")
-    if name != SHUFFLED_LABELS and not _fit(parse_recipe(name)):
-        fit = [*(other for other in shipped_names() if _fit(parse_recipe(other))), SHUFFLED_LABELS]
+    if name == SHUFFLED_LABELS:
+        return
+    head = name.partition(":")[0]
+    if head not in shipped_names() and not head.endswith((".yaml", ".yml")):
+        close = closest(head, _fitting())
+        offered = f"choose from {', '.join(_fitting())}" if close is None else f"did you mean {close!r}?"
+        raise UserError(f"unknown control {name!r}: {offered}")
+    if not _fit(parse_recipe(name)):
         raise UserError(
             f"{name!r} cannot be a control: it must be a recipe of one step that keeps a given rank or moves a given"
-            f" distance; choose from {', '.join(fit)}"
+            f" distance; choose from {', '.join(_fitting())}"
         )
+
+
+def _fitting() -> list[str]:
+    return [*(other for other in shipped_names() if _fit(parse_recipe(other))), SHUFFLED_LABELS]
 
 
 def control_recipe(name: str, recipe: Recipe, receipt: Mapping[str, Any]) -> Recipe:

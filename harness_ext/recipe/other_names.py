@@ -10,12 +10,17 @@ _SAES = "aa-svd:anchor=aces"
 _BLOCKS_TRAINED = "aa-svd:heal.loss=blocks"
 _RECONSTRUCTED = "aa-svd:anchor=0.25"
 """The optimum of what M-reconstruction takes one turn towards, the left factor and then the right one."""
+_HEALED = "svd-llm:heal.steps=64"
+"""Training follows an edit, any that leaves factors."""
 OTHER_NAMES: Mapping[str, str] = {
     "aasvdtuned": _BLOCKS_TRAINED,
     "aces": _SAES,
     "eigenpruning": "eigenprune-released",
     "ercsvd": _LAST_BLOCKS,
+    "finetuning": _HEALED,
     "gfwsvd": "fisher-svd:output=batches",
+    "heal": _HEALED,
+    "healing": _HEALED,
     "kfacsvd": "fisher-svd",
     "mpifa": f"{_RECONSTRUCTED},keep.format=pifa",
     "mreconstruct": _RECONSTRUCTED,

@@ -19,7 +19,7 @@ Notable choices:
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -128,10 +128,12 @@ class Standings:
         return tuple(row for row in self.rows if row.rank is None)
 
 
-def standings(cells: Iterable[Cell], *, by: str | None = None) -> Standings:
-    """The board of one model. by: the task to rank on; all common ones unless given."""
+def standings(cells: Iterable[Cell], *, by: str | None = None, about: Collection[str] = ()) -> Standings:
+    """The board of one model. by: the task to rank on; all common ones unless given. about: ids of the runs that are
+    asked about, whose baseline is then the board's.
+    """
     cells = list(cells)
-    rows = _rows(cells)
+    rows = _rows(cells, about)
     tasks = tuple(sorted({task for row in rows for task, cell in row.cells.items() if cell.metric}))
     controls = [row for row in rows if row.control is not None]
     recipes = [row for row in rows if row.control is None]
@@ -157,9 +159,9 @@ def split_name(recipe: str, name: str) -> tuple[str, str]:
     return base, " ".join(filter(None, [settings.replace(",", ", ") if "[" not in settings else settings, addition]))
 
 
-def _rows(cells: Sequence[Cell]) -> list[Standing]:
+def _rows(cells: Sequence[Cell], about: Collection[str]) -> list[Standing]:
     by_name: dict[tuple[bool, str], list[Cell]] = defaultdict(list)
-    main = _main_baselines(cells)
+    main = _main_baselines(cells, about)
     for cell in sorted(cells, key=_age):
         if cell.verdict == BASELINE and main[cell.task] == cell.run_id:
             by_name[True, BASELINE].append(cell)
@@ -173,11 +175,17 @@ def _rows(cells: Sequence[Cell]) -> list[Standing]:
     ]
 
 
-def _main_baselines(cells: Sequence[Cell]) -> dict[str, str]:
-    """task -> the run that most others are compared with on it; of several the latest."""
-    uses = Counter((cell.task, cell.baseline_run) for cell in cells if cell.verdict != BASELINE)
+def _main_baselines(cells: Sequence[Cell], about: Collection[str]) -> dict[str, str]:
+    """task -> the run that most others are compared with on it, first of those asked about; of several the latest."""
+    compared = [cell for cell in cells if cell.verdict != BASELINE]
+    uses = Counter((cell.task, cell.baseline_run) for cell in compared)
+    asked = Counter((cell.task, cell.baseline_run) for cell in compared if cell.run_id in about)
     found = sorted((cell for cell in cells if cell.verdict == BASELINE), key=_age)
-    return {cell.task: cell.run_id for cell in sorted(found, key=lambda cell: uses[cell.task, cell.run_id])}
+
+    def used(cell: Cell) -> tuple[int, int]:
+        return asked[cell.task, cell.run_id], uses[cell.task, cell.run_id]
+
+    return {cell.task: cell.run_id for cell in sorted(found, key=used)}
 
 
 def _row(alike: Sequence[Cell]) -> Standing:

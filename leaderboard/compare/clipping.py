@@ -15,6 +15,8 @@ import numpy as np
 
 from leaderboard import statistics as stats
 
+_MANY = 0.5
+
 
 class Clipping(NamedTuple):
     """bound: by how much a document counts at most, in the metric's units. lost, gained: documents beyond it. limit:
@@ -37,11 +39,12 @@ class Clipping(NamedTuple):
         """
         said = (
             f"interval and verdict: mean change {mean:+.3g}, no document counted for more than"
-            f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}; at most {self.limit:.1%} of all"
-            " documents get far worse (95 % limit)"
+            f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}"
         )
+        # an upper limit near all of them says nothing
+        few = f"; at most {self.limit:.1%} of all documents get far worse (95 % limit)" if self.limit < _MANY else ""
         beyond = f"; {self.lost:,} lost more than that and {self.gained:,} gained more"
-        return said + (beyond if self.lost or self.gained else "")
+        return said + few + (beyond if self.lost or self.gained else "")
 
     def doubt(self, count: int | None, margin: float | None) -> str | None:
         """Why a row of `count` documents may be called neither the same nor better, nor pass; None where nothing stands

@@ -21,6 +21,7 @@ from leaderboard.report.claim_verdict import (
     state_of_level,
     why_incomparable,
 )
+from leaderboard.terminal.format import plain
 
 
 def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimState:
@@ -72,8 +73,18 @@ def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, 
     if is_the_claim:
         parts.append(f"the claim is {state.word}: {state.why}")
     else:
-        parts.append("this is not the claim's model, so the claim is as open as before")
+        parts.append(as_open_as_before(entry, cell))
     return "; ".join(parts)
+
+
+def as_open_as_before(entry: Reported, cell: Cell) -> str:
+    """What a smaller form settles: nothing. Its model is another, and its task may be."""
+    if cell.task == entry.task:
+        return "this is not the claim's model, so the claim is as open as before"
+    return (
+        f"this is neither the claim's model nor its task ({plain(cell.task)} for {entry.task}), so the claim is as open"
+        " as before"
+    )
 
 
 def _score(score: float | None) -> str:

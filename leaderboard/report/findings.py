@@ -74,7 +74,7 @@ def findings_page(
         PageLine("title", QUESTION),
         PageLine("text", answer(edited, sum(recipe.failure is not None for recipe in audited))),
         PageLine("text", RULE),
-        *(PageLine("text", text) for text in (_harm(edited), _corrected(edited)) if text),
+        *(PageLine("text", text) for text in (_harm(edited), _corrected(edited), _clipped(edited)) if text),
         PageLine("heading", f"The unedited model: {model}"),
         *_baseline_lines(cells),
         *_kind_lines(audited, edited, commands),
@@ -181,6 +181,16 @@ def _corrected(cells: Sequence[Cell]) -> str:
         f"The words are corrected for everything that this model has on the board: {plainly:,} comparisons with the"
         f" unedited model{beside} (Benjamini-Hochberg, each family by itself): one in twenty of the differences that"
         " are found may be none. Intervals are of 95 % each, and not corrected."
+    )
+
+
+def _clipped(cells: Sequence[Cell]) -> str:
+    """What the mark behind an interval means, where one has it."""
+    if not any(improvement_text(cell).endswith("clipped") for cell in cells):
+        return ""
+    return (
+        "Clipped: interval and verdict count every document for a bound at most, so that a few cannot decide; the"
+        " improvement before the interval is the plain one, which then lies outside it."
     )
 
 

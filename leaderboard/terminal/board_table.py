@@ -82,9 +82,9 @@ def render_board(
 ) -> str:
     """The boards of all models in `cells`, as text without a final newline; a sentence where there are none.
 
-    cells: whole boards, which ranks are over. shown: ids of runs, of which alone there are rows and tasks, beside the
-    baseline; all unless given. controls: show them under their recipe. by: the task to rank on, all common ones unless
-    given.
+    cells: whole boards, which ranks are over. shown: ids of runs, of which alone there are rows and tasks, beside what
+    they are compared with; all unless given. controls: show them under their recipe. by: the task to rank on, all
+    common ones unless given.
     """
     look = look._replace(width=max(look.width, NARROWEST))
     by_model = sorted(cells, key=lambda cell: (cell.model, cell.model_key))
@@ -98,10 +98,17 @@ def render_board(
 def _board(
     cells: Sequence[Cell], look: BoardLook, shown: Collection[str] | None, *, controls: bool, by: str
 ) -> list[str]:
-    ranked = standings(cells, by=by or None)
+    ranked = standings(cells, by=by or None, about=shown or ())
     wanted = {cell.run_id for cell in cells} if shown is None else shown
+    beneath = {cell.baseline_run for cell in cells if cell.run_id in wanted} - {None} or {
+        run for row in ranked.rows if row.is_main for run in row.run_ids
+    }
     folded = [row for row in ranked.listed(controls=True) if row.control is not None and _is_among(row, wanted)]
-    rows = [row for row in ranked.listed(controls=controls) if row.is_baseline or _is_among(row, wanted)]
+    rows = [
+        row
+        for row in ranked.listed(controls=controls)
+        if _is_among(row, wanted) or (row.is_baseline and _is_among(row, beneath))
+    ]
     if not any(_is_among(row, wanted) for row in rows):
         return []
     tasks = [task for task in ranked.tasks if any(_has(row, task, wanted) for row in (*rows, *folded))]

@@ -131,7 +131,9 @@ def _too_few(cell: Cell) -> str | None:
         board = f" on a board of {cell.comparisons:,} comparisons" if (cell.comparisons or 1) > 1 else ""
         why = f"whatever they answer, no test of {count} reaches 5 %{board}, which takes at least {least:,}"
     else:
-        why = f"{count} would not show even a difference as large as the range of the score"
+        why = (
+            f"{count} show, by the normal approximation, no difference less than about all that the score can change by"
+        )
     seen = f"{number(cell.baseline_score)} -> {number(cell.score)}"
     fell, rose = cell.fell or 0, cell.rose or 0
     moved = f", {counted(fell, 'document', 'documents')} worse and {rose:,} better" if fell or rose else ""

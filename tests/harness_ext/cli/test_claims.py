@@ -192,6 +192,15 @@ def test_how_windows_begin_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "windows   " not in (shown := capsys.readouterr().out) and "without a BOS" in shown
 
 
+def test_a_filter_of_papers_looks_into_methods_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "list", "--paper", "aa-svd") == 0
+    assert "lowrankarena/llama-7b/wikitext2_arena/aa-svd" in capsys.readouterr().out
+    assert call(monkeypatch, "list", "--paper", "nosuch") == 0
+    assert "`lm_eval claims` lists all" in capsys.readouterr().out
+
+
 def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "run", "sfsd/llama-7b/boolq/llm-pruner/80") == 2
     assert "no recipe here stands for LLM-Pruner" in capsys.readouterr().err

@@ -136,6 +136,20 @@ def test_case_and_joints_of_a_name_do_not_count(given: str, name: str) -> None:
     assert closest(given, shipped_names()) == name
 
 
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("foo", "choose from bottom-k, identity, laser, noise, random-subspace, svd, wanda-sp, shuffled-labels"),
+        ("nois", "did you mean 'noise'?"),
+        ("random-subspce:keep.rank=2", "did you mean 'random-subspace'?"),
+    ],
+)
+def test_a_control_that_is_none_is_offered_controls(name: str, offered: str) -> None:
+    with pytest.raises(UserError) as told:
+        check_control(name)
+    assert str(told.value) == f"unknown control {name!r}: {offered}"
+
+
 @pytest.mark.parametrize("name", OTHER_NAMES)
 def test_what_the_field_calls_a_method_leads_to_its_recipe(name: str) -> None:
     assert name not in shipped_names() and parse_recipe(OTHER_NAMES[name]).steps

@@ -11,6 +11,7 @@ import pytest
 
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standings, kind, proven, split_name, standings
+from leaderboard.terminal.board_table import BoardLook, render_board
 
 
 def cell(recipe: str, task: str, verdict: str, improvement: float | None = None, **rest: Any) -> Cell:
@@ -32,6 +33,25 @@ def baseline(*tasks: str) -> list[Cell]:
 
 def names(found: Standings) -> list[str]:
     return [f"{row.rank} {row.name}" for row in found.rows]
+
+
+def test_runs_that_are_asked_about_stand_beside_the_baseline_that_they_were_compared_with() -> None:
+    """Of two runs of the unedited model, on other documents, say, the later one is the whole board's."""
+    days = {"old": datetime(2026, 1, 1), "new": datetime(2026, 1, 2)}
+    cells = [
+        one
+        for day, started in days.items()
+        for one in (
+            cell("baseline", "sums", "baseline", run_id=f"{day} base", started=started, label=f"baseline {day}"),
+            cell("svd", "sums", "same", 0.0, run_id=f"{day} svd", baseline_run=f"{day} base", label=f"svd {day}"),
+        )
+    ]
+    for day in days:
+        ranked = standings(cells, about=[f"{day} svd"])
+        assert [row.run_ids for row in ranked.rows if row.is_main] == [(f"{day} base",)]
+        shown = render_board(cells, BoardLook(width=100), shown=[f"{day} svd"])
+        other = next(one for one in days if one != day)
+        assert f"svd {day}" in shown and f"baseline {other}" not in shown and f"svd {other}" not in shown
 
 
 def test_a_gain_that_the_control_has_too_counts_as_none() -> None:

@@ -64,7 +64,8 @@ class TestRightAndWrong:
 
     def test_a_difference_as_large_as_the_range(self, made: Any, kit: Any) -> None:
         cell = judged(made, *kit.pair(8, 4, lost=2, gained=2))
-        assert "8 documents would not show even a difference as large as the range of the score" in said(cell)
+        why = "show, by the normal approximation, no difference less than about all that the score can change by"
+        assert f"8 documents {why}" in said(cell)
         assert "needs about" in said(cell)
 
     def test_two_passages_are_two_documents(self, made: Any, kit: Any) -> None:
