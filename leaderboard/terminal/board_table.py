@@ -100,9 +100,8 @@ def _board(
 ) -> list[str]:
     ranked = standings(cells, by=by or None, about=shown or ())
     wanted = {cell.run_id for cell in cells} if shown is None else shown
-    beneath = {cell.baseline_run for cell in cells if cell.run_id in wanted} - {None} or {
-        run for row in ranked.rows if row.is_main for run in row.run_ids
-    }
+    compared = {cell.baseline_run for cell in cells if cell.run_id in wanted and cell.baseline_run is not None}
+    beneath = compared or {run for row in ranked.rows if row.is_main for run in row.run_ids}
     folded = [row for row in ranked.listed(controls=True) if row.control is not None and _is_among(row, wanted)]
     rows = [
         row
