@@ -127,16 +127,19 @@ def why_not(name: str, recipe: Recipe) -> str | None:
         step.masks is not None and step.masks.start != FIRST_MASK for step in recipe.steps
     ):
         return "its masks start from random ones (masks.start); random-subspace draws as many units at random"
+    by_rank = own.name not in (RANDOM_SUBSPACE, IDENTITY) and _method(own).takes_keep
+    if by_rank and all(step.method == own.steps[0].method for step in recipe.steps):
+        return f"at the ranks that the recipe leaves, {own.name} is the same edit"
     chosen, whole = ([of(step) for step in recipe.steps] for of in (chooses_units, takes_units))
     if own.name == RANDOM_SUBSPACE and any(chosen) and not all(chosen):
         what = "take units away" if any(whole) else "keep units as they are"
         return f"some of its steps {what} and others cut ranks; control each in a recipe of its own"
-    if own.name not in (RANDOM_SUBSPACE, IDENTITY) and any(whole) and _method(own).takes_keep:
+    if by_rank and any(whole):
         return (
             "the recipe takes whole units away, which leaves no rank to meet; random-subspace, which draws the units at"
             " random, and noise can be its controls"
         )
-    if own.name not in (RANDOM_SUBSPACE, IDENTITY) and any(chosen) and _method(own).takes_keep:
+    if by_rank and any(chosen):
         return (
             "the recipe leaves units as they are beside what it cuts, which no rank of the whole stands for;"
             " random-subspace, which draws the units at random, and noise can be its controls"
@@ -204,10 +207,12 @@ def _with_random_units(recipe: Recipe, receipt: Mapping[str, Any], label: str, s
 
 
 def _columns_left(number: int, receipt: Mapping[str, Any]) -> dict[str, int]:
-    """How many columns a step left of each matrix that reads units."""
+    """How many columns a step left of each matrix that reads units, whatever earlier steps had taken."""
     readers = {COMPONENTS[kind].reader for kind in COMPONENTS_OF_UNITS}
     own = [record for record in receipt["matrices"] if record["step"] == number and record["role"] in readers]
-    return {_key(record): record.get("columns_kept", record["shape"][1]) for record in own}
+    return {
+        _key(record): record.get("columns_of_step", record.get("columns_kept", record["shape"][1])) for record in own
+    }
 
 
 def _healing(recipe: Recipe) -> list[dict[str, Any]]:

@@ -122,6 +122,7 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         **_sharing(step, statistics),
         **_counting(step),
         **cut,
+        **(_of_step(matrix, edit, cut) if isinstance(edit, ComponentEdit) else {}),
     )
     size = None if isinstance(edit, ComponentEdit) else _shift_size(shift, seen)
     beside = _edited_beside(context, matrix, edit)
@@ -178,6 +179,12 @@ def _fewer(matrix: Matrix, edit: ComponentEdit | MatrixBeside, left: Mapping[str
     """What a record says of lost rows and columns; nothing where none are lost."""
     counts = {name: count for name, count, full in _told(matrix, edit) if count is not None and count < full}
     return counts | {name: int(one.sum()) for name, one in left.items()}
+
+
+def _of_step(matrix: Matrix, edit: ComponentEdit, cut: Mapping[str, int]) -> dict[str, int]:
+    """How many columns a step left by itself, where an earlier one had taken others: what its control takes by it."""
+    own = _fewer(matrix, edit, {}).get("columns_kept")
+    return {} if own is None or own == cut["columns_kept"] else {"columns_of_step": own}
 
 
 def _held(matrix: Matrix, cut: Mapping[str, int], biased: bool) -> int:

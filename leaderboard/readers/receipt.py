@@ -185,7 +185,8 @@ class MatrixRecord(ReceiptMatrix):
 
     rows_kept, columns_kept: of a matrix that lost whole rows or columns, how many are left; absent of others. The lost
     ones are zero, and parameters_after counts the matrix without them. Of a feeding matrix the two counts are with the
-    bias. sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first
+    bias. columns_of_step: how many columns its step left by itself, where an earlier one had taken others; absent else.
+    sharing: how many matrices have one factor in common with this one, which parameters_after counts in the first
     of them alone; absent where none does. counted_as: `pifa` where parameters_after is of pivot rows, their places
     counted, rather than of two factors; absent else.
     """
@@ -207,6 +208,7 @@ class MatrixRecord(ReceiptMatrix):
     rank_asked: Whole | None
     rows_kept: Whole | None = None
     columns_kept: Whole | None = None
+    columns_of_step: Whole | None = None
     sharing: Whole | None = None
     counted_as: str | None = None
 

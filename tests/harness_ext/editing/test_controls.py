@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness_ext.calibration.documents import LabelledDocument, with_answers_of_others
-from harness_ext.editing.controls import NoControl, check_control, control_recipe
+from harness_ext.editing.controls import NoControl, check_control, control_recipe, why_not
 from harness_ext.errors import UserError
 from harness_ext.linalg.decompose import Decomposer
 from harness_ext.methods import Svd
@@ -172,6 +172,13 @@ def test_units_are_drawn_by_the_seed_that_the_control_is_given(recipe: str) -> N
     receipt = {"matrices": [matrix], "searches": [{"step": 0, "chosen": chosen}] if recipe == "modegpt" else []}
     steps = control_recipe("random-subspace:seed=3", parse_recipe(recipe), receipt).steps
     assert [step.seed for step in steps] == [3]
+
+
+def test_the_recipe_itself_is_no_control_of_it() -> None:
+    for name, recipe in (("laser", "svd"), ("svd", "laser:keep.rank=3"), ("bottom-k", "bottom-k")):
+        assert why_not(name, parse_recipe(recipe)) == f"at the ranks that the recipe leaves, {name} is the same edit"
+    for name, recipe in (("identity", "svd"), ("random-subspace", "svd"), ("svd", "svd-llm"), ("noise", "svd")):
+        assert why_not(name, parse_recipe(recipe)) is None
 
 
 def test_masks_that_start_at_random_have_no_first_mask_to_be_controlled_by() -> None:

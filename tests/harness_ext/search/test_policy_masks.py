@@ -20,7 +20,7 @@ from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.seeding import generator_named
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.recipe.schema import Masking
 from harness_ext.search.policy_masks import MaskSearch, split_documents, units_among
 from harness_ext.storage.resume import ResumeState
@@ -234,6 +234,25 @@ def test_its_controls_are_the_first_mask_and_as_many_units_at_random(make_lm: An
         control_recipe("bottom-k", recipe, receipt_of(applied))
     assert why_not("shuffled-labels", recipe) is None and "no mask" in (why_not("wanda-sp", parse_recipe("svd")) or "")
     assert why_not("wanda-sp", parse_recipe("wanda-sp")) is not None
+
+
+def test_a_control_takes_as_many_units_as_each_step_by_itself(make_lm: Any) -> None:
+    """The receipt counts what both took; a control of both steps by that would take more than the recipe did."""
+    lm = make_lm("llama")
+    masks = {"start": "random", "steps": 0, "unit_fraction": 0.7}
+    steps = [{"method": "policy_prune", "matrices": ["down_proj"], "masks": masks, "seed": seed} for seed in (1, 2)]
+    recipe = recipe_from({"name": "twice", "steps": steps}, origin="twice")
+    receipt = receipt_of(lm.apply(recipe, drawing(documents_for(lm, 4))))
+    control = control_recipe("random-subspace", recipe, receipt)
+    own = [dict(step.masks.columns) for step in control.steps if step.masks is not None]
+    both = {
+        record["name"]: record["columns_kept"]
+        for record in receipt["matrices"]
+        if record["step"] == 1 and record["role"] == "down_proj"
+    }
+    units = next(iter(lm.weights.layout.select(recipe.steps[0]))).shape[1]
+    assert sum(own[0].values()) == sum(own[1].values()) == int(0.7 * units * len(both) + 1e-9)
+    assert sum(both.values()) < sum(own[1].values())
 
 
 def test_what_does_not_fit_the_model_is_refused(make_lm: Any) -> None:
