@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness_ext.calibration.batches import TOKENS_AT_ONCE, TOKENS_WITH_GRADIENTS
 from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.editing.learning import stages
-from harness_ext.editing.plan_measurement import measured_edit
+from harness_ext.editing.plan_measurement import MeasuredEdit, measured_edit
 from harness_ext.editing.plan_passes import (
     BatchSize,
     backward_seconds,
@@ -302,11 +302,13 @@ def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
     first = {item.matrix.shape: item.matrix.key for item in own}
     edit, times = _edit_of(step)
     edits = {kind: measured_edit(edit, first[kind[0]], *kind, plan.device) for kind in kinds}
+    beside = [*_decomposed_together(plan, step, own), *_written_beside(plan, own)]
     editing = times * sum(count * edits[kind].seconds for kind, count in kinds.items())
+    editing += sum(one.seconds for one in beside)
     passes = passes_of(plan, number, step)
     calibrating = _calibrating_seconds(plan, number, step, passes)
     held = held_of(plan, number, step)
-    sure = _SURE if all(item.exact for item in edits.values()) else _CARRIED_ON
+    sure = _SURE if all(item.exact for item in (*edits.values(), *beside)) else _CARRIED_ON
     by_passes = _TRIALS if passes.at_most else _PASSES
     return EstimatedStep(
         step=number,
@@ -330,6 +332,36 @@ def _edit_of(step: Step) -> tuple[Step, int]:
     by_moments = "input_second_moment" in search_of(step).statistics
     times = 2 * step.parameters.get("stages", 1) if by_moments else 1
     return parse_recipe("svd-llm" if by_moments else "svd").steps[0], times
+
+
+def _decomposed_together(plan: Plan, step: Step, own: Sequence[PlannedMatrix]) -> list[MeasuredEdit]:
+    """What takes as long as to decompose each group of matrices that share a factor, which their edits then only write:
+    the edit by second moments of one matrix of the shape of all on top of each other.
+    """
+    if step.is_search or not registered_methods()[step.method].shares:
+        return []
+    from harness_ext.methods.basis_sharing import groups_of
+
+    dtypes, edit = {item.matrix.key: item.dtype for item in own}, parse_recipe("svd-llm").steps[0]
+    groups = groups_of([item.matrix for item in own], step.parameters["share"], step.parameters["layers_in_group"])
+    return [
+        measured_edit(
+            edit, group[0].key, (len(group) * group[0].shape[0], group[0].shape[1]), dtypes[group[0].key], plan.device
+        )
+        for group in groups
+    ]
+
+
+def _written_beside(plan: Plan, own: Sequence[PlannedMatrix]) -> list[MeasuredEdit]:
+    """What takes as long as to write, and to hash, all matrices of each component, of which the method's edit was
+    measured alone: the edit of one that stays as it is.
+    """
+    edit = parse_recipe("identity").steps[0]
+    return [
+        measured_edit(edit, item.matrix.key, item.matrix.shape, item.dtype, plan.device)
+        for item in own
+        for _ in item.lost
+    ]
 
 
 def _width(plan: Plan) -> int:

@@ -28,8 +28,13 @@ def plain(lm: Any, count: int = 40) -> list[LabelledDocument]:
     return [LabelledDocument(one.task, one.context, one.answer, one.doc_hash) for one in documents_for(lm, count)]
 
 
+def without_rounding(shapes: Any, effects: Any, *settings: Any) -> dict[str, int]:
+    sized = {key: [one if abs(one) > 1e-6 else 0.0 for one in own] for key, own in effects.items()}
+    return allotted(shapes, sized, *settings)
+
+
 class PlainStages:
-    """The loop, in float64 but for the model itself. ranks: of the matrices cut in each stage."""
+    """The loop, in float64. ranks: of the matrices cut in each stage."""
 
     def __init__(self, lm: Any, documents: list[LabelledDocument], matrices: Any) -> None:
         self.lm, self.documents, self.matrices = lm, documents, matrices
@@ -45,7 +50,7 @@ class PlainStages:
                 self.correct(standing, self.documents[stage - 1 :: 16])
             whitened = self.whitened(standing)
             effects = {key: [-float(one) for one in s * slopes] for key, (_, s, _, slopes) in whitened.items()}
-            ranks = allotted(shapes, effects, share, floors)
+            ranks = without_rounding(shapes, effects, share, floors)
             self.ranks.append(ranks)
             for key in standing:
                 u, s, right, _ = whitened[key]
@@ -82,8 +87,13 @@ class PlainStages:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("share", "least"), [(0.6, 0.3), (0.85, 0.1)])
-def test_stages_are_those_of_a_plain_loop(make_lm: Any, share: float, least: float) -> None:
-    lm = make_lm("llama")
+def test_stages_are_those_of_a_plain_loop(
+    make_lm: Any, monkeypatch: pytest.MonkeyPatch, share: float, least: float
+) -> None:
+    # What a stage truncated has directions of no size, and their effects are rounding (the model's norms are in float32
+    # in any dtype), whose sign would decide what is removed next. Here such an effect is none.
+    monkeypatch.setattr(zero_sum_staged, "allotted", without_rounding)
+    lm = make_lm("llama", dtype="float64")
     documents, digest = plain(lm), model_digest(lm.model)
     settings = f"param_fraction={share},min_fraction={least},ridge={RIDGE},stages=3"
     recipe = parse_recipe(f"zero-sum-staged:{SOME},{settings}")
