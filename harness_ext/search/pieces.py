@@ -18,7 +18,7 @@ from harness_ext.methods.basis_sharing import LAYERS_IN_GROUP, SHARED_ROLES, gro
 from harness_ext.methods.feature_space import output_spectrum
 from harness_ext.methods.sola import PRIME, light_of, light_part, prime_of
 from harness_ext.model.components import COMPONENTS, mlps_among
-from harness_ext.search.factorisations import STATISTICS, each_decomposed, step_of
+from harness_ext.search.factorisations import STATISTICS, Factorisation, each_decomposed, step_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,17 +26,7 @@ if TYPE_CHECKING:
     from harness_ext.model.layout import Matrix
     from harness_ext.search.evaluator import CandidateEvaluator
 
-Allocated = Literal[
-    "feature_space",
-    "anchored",
-    "nested_decomposition",
-    "two_sided_svd",
-    "activation_aware_svd",
-    "fisher_weighted_svd",
-    "truncate_svd",
-    "basis_sharing",
-    "sola",
-]
+Allocated = Literal[Factorisation, "basis_sharing", "sola"]
 """What takes ranks of an allocator: every `Factorisation`, and the two whose ranks are not of whole matrices."""
 UNTRIED = ("basis_sharing", "sola")
 _READER = COMPONENTS["mlp"].reader
