@@ -50,7 +50,7 @@ demo-model: $(VENV)/installed ## Train the embedded model anew (some minutes)
 demo-table: $(VENV)/installed ## Run every recipe and control on the embedded model, and write the table of its card (ten minutes; goes on where it stopped)
 	$(OFFLINE) $(RUN)/python -m harness_ext.demo_training.table --out results/demo-table
 
-real: $(VENV)/installed-test ## Run every recipe on a real model of 135M parameters (days on two cores; goes on where it stopped) and write results/real. ITEMS: a folder of items, else the hub's. ANEW=1: leave out figures of other hardware
+real: $(VENV)/installed-test ## Run every recipe on a real model of 135M parameters (days on two cores; goes on where it stopped) and write results/real. ITEMS: a folder of items, else the hub's. ANEW=1: leave out the figures of before
 	$(RUN)/python results/real/real.py prepare --items $(ITEMS)
 	$(RUN)/python results/real/real.py sweep $(if $(TASKS),--tasks $(TASKS))
 	$(RUN)/lm_eval sweep run results/real/sweep.yaml --on local || test $$? = 1

@@ -69,8 +69,8 @@ def test_a_picture_knows_in_which_direction_a_metric_is_good(real: ModuleType) -
     assert "svd: −0.100 [−0.200, 0.000], worse" in real.drawn(losses, datetime.now(timezone.utc))["improvement"]
 
 
-def _outcome(real: ModuleType, *said: object) -> object:
-    return real.Outcome(*said, metric="acc", higher_is_better=True, n=100)
+def _outcome(real: ModuleType, score: float, *said: object, unedited: float = 0.4) -> object:
+    return real.Outcome(score, unedited, *said, metric="acc", higher_is_better=True, n=100)
 
 
 def _figures(real: ModuleType, recipe: str, *said: tuple[str, str]) -> list[object]:
@@ -82,7 +82,8 @@ def _figures(real: ModuleType, recipe: str, *said: tuple[str, str]) -> list[obje
 
 
 def _baseline(real: ModuleType, score: float = 0.4) -> object:
-    return real.Figure("baseline", 0, False, None, 1.0, 0.0, {"t": _outcome(real, score, None, None, "baseline", None)})
+    outcome = _outcome(real, score, None, None, "baseline", None, unedited=score)
+    return real.Figure("baseline", 0, False, None, 1.0, 0.0, {"t": outcome})
 
 
 def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> None:
@@ -94,13 +95,14 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> N
         *_figures(real, "alike", better, ("better", "same")),
         *_figures(real, "harm", ("worse", "worse"), ("collapsed", "worse")),
     ]
+    change = "+0.100 (+0.100 to +0.100)"
     assert real.summary(real.by_recipe(figures)) == (
-        "- `t` (0.4 unedited): better and beating its control: `both` (0.5); better, as its control may be: `alike`"
-        " (0.5); better from some seeds only: `some` (0.5); 1 of 4 are worse."
+        f"- `t` (0.400 unedited): better and beating its control: `both` {change}; better, as its control may be:"
+        f" `alike` {change}; better from some seeds only: `some` {change}; 1 of 4 are worse."
     )
     beating_in_vain = _figures(real, "less bad", ("undecided", "better"))
     assert real.summary(real.by_recipe([_baseline(real), *beating_in_vain])) == (
-        "- `t` (0.4 unedited): nothing is better and beats its control; 0 of 1 are worse."
+        "- `t` (0.400 unedited): nothing is better and beats its control; 0 of 1 are worse."
     )
 
 
@@ -128,24 +130,27 @@ def test_the_short_table_says_what_each_seed_says(real: ModuleType) -> None:
     ]
 
 
-def test_figures_of_another_machine_stay_beside_new_ones(real: ModuleType) -> None:
-    def measured(recipe: str, seed: int, seconds: float) -> object:
+def test_figures_of_another_machine_stay_with_its_unedited_model(real: ModuleType) -> None:
+    def measured(recipe: str, seed: int, unedited: float, task: str = "t") -> object:
         recipe_id = real.identity_of(parse_recipe(real.written(recipe, seed)))
-        return real.Figure(
-            recipe, seed, False, recipe_id, 0.8, seconds, {"t": _outcome(real, 0.5, 0.0, 0.2, "same", None)}
-        )
+        outcome = _outcome(real, 0.5, 0.0, 0.2, "same", None, unedited=unedited)
+        return real.Figure(recipe, seed, False, recipe_id, 0.8, 1.0, {task: outcome})
 
-    earlier = [
-        _baseline(real),
-        measured("svd", 0, 1.0),
-        measured("svd-llm", 1, 1.0),
-        *_figures(real, "gone", ("same", "same")),
-    ]
-    new = [_baseline(real), measured("svd", 0, 2.0), measured("svd-llm", 0, 2.0)]
+    gone = _figures(real, "gone", ("same", "same"))
+    earlier = [_baseline(real), measured("svd", 0, 0.4), measured("svd-llm", 1, 0.4), *gone]
+    new = [_baseline(real, 0.38), measured("svd", 0, 0.38), measured("svd-llm", 0, 0.38)]
+    both = [earlier[0], *new, earlier[2]]
     assert real.merged([], new) == new
-    assert real.merged(earlier, new) == [*new, earlier[2]]  # measured again: the new one; recipes unknown today: out
-    with pytest.raises(real.OtherMachine, match="0.4 on t here and 0.5 on t in figures.json, whose 4 figures .*--anew"):
-        real.merged([_baseline(real, 0.5), *earlier[1:]], new)
+    assert real.merged(earlier, new) == both  # measured again: the new one; recipes unknown today: out
+    assert real.merged(both, new) == both and real.merged(both, [new[0], earlier[2]]) == both
+    rows = real.by_recipe(both)
+    assert real.table(rows).splitlines()[2].endswith("| 0.400 or 0.380 |")
+    assert real.in_short(rows).splitlines()[0].endswith("`t`: 0.400 or 0.380 |")
+    (learned,) = (row for row in rows if row.recipe == "svd-llm")
+    assert learned.shown("t") == "+0.110 (+0.100 to +0.120)", "each from the unedited model of its own machine"
+    assert real.merged(earlier[:2], new) == new, "a machine that nothing is left of has no unedited model"
+    with pytest.raises(real.OtherTasks, match="the runs are of u, and the 4 figures in figures.json of t: .*--anew"):
+        real.merged(earlier, [measured("svd", 0, 0.4, "u")])
 
 
 @pytest.mark.parametrize("recipe", ["svd", "svd-llm:keep.param_fraction=0.9"])

@@ -158,11 +158,13 @@ def sweep_file(asked: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one task says, in the board's words. low, high: 95 %, of the score minus the unedited model's. beats: what
-    the recipe is against its control. metric: the task's primary one. n: documents.
+    """What one task says, in the board's words. unedited: the score of the unedited model on the same machine. low,
+    high: 95 %, of the score minus that. beats: what the recipe is against its control. metric: the task's primary one.
+    n: documents.
     """
 
     score: float
+    unedited: float
     low: float | None
     high: float | None
     verdict: str
@@ -170,6 +172,10 @@ class Outcome:
     metric: str
     higher_is_better: bool
     n: int | None
+
+    @property
+    def difference(self) -> float:
+        return self.score - self.unedited
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,8 @@ def _outcome(cell: Cell) -> Outcome:
     low, high = (None if limit is None else round(limit, 6) for limit in (cell.low, cell.high))
     beats = cell.against_controls[0].verdict if cell.against_controls else None
     score = round(cell.score, 6)
-    return Outcome(score, low, high, cell.verdict, beats, cell.metric, cell.higher_is_better, cell.n)
+    unedited = score if cell.verdict == BASELINE or cell.baseline_score is None else round(cell.baseline_score, 6)
+    return Outcome(score, unedited, low, high, cell.verdict, beats, cell.metric, cell.higher_is_better, cell.n)
 
 
 def stored() -> list[Figure]:
@@ -275,35 +282,36 @@ def stored() -> list[Figure]:
 def merged(earlier: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
     """What is new, and what was measured before and is not measured again: hours of another machine are not lost.
 
-    Left out are recipes that have changed since. Raises OtherMachine where tasks or the unedited model's scores differ:
-    figures of other hardware do not stand beside these.
+    Two machines round differently, so each figure keeps the unedited model of its own, and the unedited model has a
+    figure for each. Left out are recipes that have changed since. Raises OtherTasks where the tasks differ: recipes
+    learn from their documents.
     """
     from harness_ext.recipe.recipe import parse_recipe
 
     if not earlier:
         return list(new)
-    if _scores(earlier[0]) != _scores(new[0]):
-        raise OtherMachine(
-            f"the unedited model has {_said(new[0])} here and {_said(earlier[0])} in {FIGURES.name}, whose"
-            f" {len(earlier)} figures do not stand beside these: other hardware or tasks; --anew (make real ANEW=1)"
-            " leaves them out"
+    if earlier[0].outcomes.keys() != new[0].outcomes.keys():
+        raise OtherTasks(
+            f"the runs are of {', '.join(new[0].outcomes)}, and the {len(earlier)} figures in {FIGURES.name} of"
+            f" {', '.join(earlier[0].outcomes)}: recipes learn from the tasks' documents, so that these do not stand"
+            " beside each other; --anew (make real ANEW=1) leaves the earlier ones out"
         )
     asked = {identity_of(parse_recipe(one)) for one in recipes()}
     again = {(one.recipe, one.seed) for one in new}
     kept = [one for one in earlier if (one.recipe, one.seed) not in again and one.recipe_id in asked]
-    return in_order([*new, *kept])
+    edited = [*(one for one in new if one.recipe != BASELINE), *kept]
+    machines = {_unedited(one): one for one in [*earlier, *new] if one.recipe == BASELINE}
+    found_on = {_unedited(one) for one in edited} or {_unedited(new[0])}
+    return in_order([*(one for scores, one in machines.items() if scores in found_on), *edited])
 
 
-class OtherMachine(ValueError):
+class OtherTasks(ValueError):
     """Figures that cannot stand beside those that are there."""
 
 
-def _said(figure: Figure) -> str:
-    return ", ".join(f"{score:g} on {task}" for task, score in _scores(figure).items())
-
-
-def _scores(figure: Figure) -> dict[str, float]:
-    return {task: outcome.score for task, outcome in figure.outcomes.items()}
+def _unedited(figure: Figure) -> tuple[tuple[str, float], ...]:
+    """What the unedited model scores where this was measured."""
+    return tuple((task, outcome.unedited) for task, outcome in figure.outcomes.items())
 
 
 @dataclass(frozen=True)
@@ -328,11 +336,24 @@ class Row:
         """Whether each seed beats its control."""
         return all(outcome.beats == "better" for outcome in self.of(task))
 
+    def differences(self, task: str) -> list[float]:
+        return [outcome.difference for outcome in self.of(task)]
+
     def shown(self, task: str) -> str:
-        """Mean, and the range of the seeds."""
-        scores = [outcome.score for outcome in self.of(task)]
-        texts = [f"{score:.3g}" for score in (mean(scores), min(scores), max(scores))]
-        return texts[0] if texts[1] == texts[2] else f"{texts[0]}, {texts[1]} to {texts[2]}"
+        """What it changes: of one seed with its 95 % interval, `+0.030 [+0.010, +0.050]`; of several the mean, the
+        lowest and the highest, `+0.026 (+0.018 to +0.031)`.
+        """
+        found, by_seed = self.of(task), self.differences(task)
+        if len(found) > 1:
+            limits = f" ({min(by_seed):+.3f} to {max(by_seed):+.3f})"
+        else:
+            low, high = found[0].low, found[0].high
+            limits = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+        return f"{mean(by_seed):+.3f}{limits}"
+
+    def scores(self, task: str) -> str:
+        """Each score that was measured, of the machine first that came first."""
+        return " or ".join(dict.fromkeys(f"{outcome.score:.3f}" for outcome in self.of(task)))
 
     @property
     def size(self) -> str:
@@ -372,16 +393,18 @@ def summary(rows: Sequence[Row]) -> str:
         said += [f"better, as its control may be: {_names(others, task)}"] if others else []
         said += [f"better from some seeds only: {_names(sometimes, task)}"] if sometimes else []
         said += [f"{len(broken)} of {len(measured_here)} are worse"]
-        lines.append(f"- `{task}` ({base.shown(task)} unedited): {'; '.join(said)}.")
+        lines.append(f"- `{task}` ({base.scores(task)} unedited): {'; '.join(said)}.")
     return "\n".join(lines)
 
 
 def _names(rows: Iterable[Row], task: str) -> str:
-    return ", ".join(f"`{row.recipe}` ({row.shown(task)})" for row in rows)
+    return ", ".join(f"`{row.recipe}` {row.shown(task)}" for row in rows)
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A line a recipe and budget: size, seconds, and of each task score and verdicts, its own and its control's."""
+    """A line a recipe and budget: size, seconds, and of each task what it changes and verdicts, its own and its
+    control's.
+    """
     names = list(rows[0].own[0].outcomes)
     lines = [f"| recipe | size | s | {' | '.join(f'`{name}`' for name in names)} |", "|---" * (len(names) + 3) + "|"]
     for row in rows:
@@ -391,8 +414,11 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _cell(row: Row, task: str) -> str:
+    """`+0.030 [+0.010, +0.050] better; control worse`; of the unedited model its score."""
     if not row.of(task):
         return "-"
+    if row.recipe == BASELINE:
+        return row.scores(task)
     said = f"{row.shown(task)} {_counted(row.words(task))}"
     of_controls = Row(row.recipe, row.controls, []).words(task)
     return f"{said}; control {_counted(of_controls)}" if of_controls else said
@@ -405,17 +431,17 @@ def _counted(verdicts: Sequence[str]) -> str:
 
 
 def in_short(rows: Sequence[Row]) -> str:
-    """The table of the project's README, by the sum of the scores: the best of what is better than unedited and than
-    its control on some task, from each of its seeds, and of the other recipes that make the model a sixth smaller.
+    """The table of the project's README, by the sum of what they change: the best of what is better than unedited and
+    than its control on some task, from each of its seeds, and of the other recipes that make the model a sixth smaller.
     """
     base, *edited = rows
     names = list(base.own[0].outcomes)
     gains = [row for row in edited if any(row.says(name, "better") and row.beats(name) for name in names)]
     smaller = [row for row in edited if row not in gains and round(row.own[0].kept or 1, 2) <= SMALL]
-    heads = [f"`{name}`: {base.shown(name)}" for name in names]
+    heads = [f"`{name}`: {base.scores(name)}" for name in names]
     lines = [f"| recipe | size | {' | '.join(heads)} |", "|---" * (len(names) + 2) + "|"]
     for row in [*_best_first(gains, names)[:GAINS], *_best_first(smaller, names)[:SMALLER]]:
-        cells = [_difference(base, row, name) for name in names]
+        cells = [_cell(row, name) for name in names]
         lines.append(f"| `{row.recipe}` | {row.size} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -428,23 +454,7 @@ def in_readme(text: str, figures: Sequence[Figure]) -> str:
 
 
 def _best_first(rows: Iterable[Row], tasks: Sequence[str]) -> list[Row]:
-    return sorted(rows, key=lambda row: -sum(mean(one.score for one in row.of(task)) for task in tasks))
-
-
-def _difference(base: Row, row: Row, task: str) -> str:
-    """`+0.030 [+0.010, +0.050] better; control worse`; of several seeds the mean, the lowest and the highest:
-    `+0.026 (+0.018 to +0.031) better 2, undecided 1; control worse`.
-    """
-    (before,), found = base.of(task), row.of(task)
-    by_seed = [one.score - before.score for one in found]
-    if len(found) > 1:
-        limits = f" ({min(by_seed):+.3f} to {max(by_seed):+.3f})"
-    else:
-        low, high = found[0].low, found[0].high
-        limits = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
-    of_controls = Row(row.recipe, row.controls, []).words(task)
-    control = f"; control {_counted(of_controls)}" if of_controls else ""
-    return f"{mean(by_seed):+.3f}{limits} {_counted(row.words(task))}{control}"
+    return sorted(rows, key=lambda row: -sum(mean(row.differences(task)) for task in tasks))
 
 
 def render(figures: Sequence[Figure]) -> str:
@@ -475,7 +485,7 @@ def drawn(figures: Sequence[Figure], made: datetime) -> dict[str, str]:
 
     base = figures[0].outcomes
     first = [one for one in figures if one.seed == SEEDS[0] and not one.control]
-    cells = tuple(_drawn(one, task, base[task]) for one in first for task in one.outcomes if task in base)
+    cells = tuple(_drawn(one, task) for one in first for task in one.outcomes if task in base)
     report = Report(NAME, NAME, "the unedited model", cells, (), made)
     task = list(base)[-1]
     return {
@@ -484,12 +494,12 @@ def drawn(figures: Sequence[Figure], made: datetime) -> dict[str, str]:
     }
 
 
-def _drawn(figure: Figure, task: str, unedited: Outcome) -> Cell:
+def _drawn(figure: Figure, task: str) -> Cell:
     """A figure as the plots take it."""
     from leaderboard.board.cell import Cell
 
     outcome = figure.outcomes[task]
-    delta = None if outcome.low is None else outcome.score - unedited.score
+    delta = None if outcome.low is None else outcome.difference
     cell = Cell(
         model=NAME,
         recipe=figure.recipe,
@@ -498,7 +508,7 @@ def _drawn(figure: Figure, task: str, unedited: Outcome) -> Cell:
         metric=outcome.metric,
         filter="none",
         n=outcome.n,
-        baseline_score=unedited.score,
+        baseline_score=outcome.unedited,
         score=outcome.score,
         verdict=outcome.verdict,
         delta=delta,
@@ -517,7 +527,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The result on a real model; `make real` runs all three.")
     parser.add_argument("what", choices=("prepare", "sweep", "table"))
     parser.add_argument("--items", type=Path, help="folder of real items with make_tasks.py; else the hub's tasks")
-    parser.add_argument("--anew", action="store_true", help="leave out the figures of other hardware or tasks")
+    parser.add_argument("--anew", action="store_true", help="leave out the figures of before")
     parser.add_argument("--tasks", nargs="+", default=[], help="these tasks alone")
     options = parser.parse_args()
     if options.what == "prepare":
@@ -528,7 +538,7 @@ def main() -> None:
     else:
         try:
             figures = merged([] if options.anew else stored(), measured(HERE / "runs"))
-        except OtherMachine as error:
+        except OtherTasks as error:
             parser.error(str(error))
         FIGURES.write_text("[" + ",\n ".join(json.dumps(asdict(one)) for one in figures) + "]\n", encoding="utf-8")
         (HERE / "README.md").write_text(render(figures), encoding="utf-8")
