@@ -43,7 +43,7 @@ TOO_FEW = ("real_copa", "real_wikitext")
 BASELINE = "baseline"
 SMALL = 0.86
 """Share of the model's parameters where each matrix keeps four fifths."""
-GAINS, SMALLER = 7, 4
+GAINS, SMALLER = 7, 3
 """Rows of the short table: of what helps somewhere, and of what makes the model small."""
 BROKEN = ("worse", "collapsed")
 OF_SEED = "calibration.seed="
@@ -406,7 +406,11 @@ def table(rows: Sequence[Row]) -> str:
     control's.
     """
     names = list(rows[0].own[0].outcomes)
-    lines = [f"| recipe | size | s | {' | '.join(f'`{name}`' for name in names)} |", "|---" * (len(names) + 3) + "|"]
+    return _lines(rows, names, [f"`{name}`" for name in names])
+
+
+def _lines(rows: Iterable[Row], names: Sequence[str], heads: Sequence[str]) -> str:
+    lines = [f"| recipe | size | s | {' | '.join(heads)} |", "|---" * (len(names) + 3) + "|"]
     for row in rows:
         cells = [_cell(row, name) for name in names]
         lines.append(f"| `{row.recipe}` | {row.size} | {row.seconds:.0f} | {' | '.join(cells)} |")
@@ -439,11 +443,7 @@ def in_short(rows: Sequence[Row]) -> str:
     gains = [row for row in edited if any(row.says(name, "better") and row.beats(name) for name in names)]
     smaller = [row for row in edited if row not in gains and round(row.own[0].kept or 1, 2) <= SMALL]
     heads = [f"`{name}`: {base.scores(name)}" for name in names]
-    lines = [f"| recipe | size | {' | '.join(heads)} |", "|---" * (len(names) + 2) + "|"]
-    for row in [*_best_first(gains, names)[:GAINS], *_best_first(smaller, names)[:SMALLER]]:
-        cells = [_cell(row, name) for name in names]
-        lines.append(f"| `{row.recipe}` | {row.size} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return _lines([*_best_first(gains, names)[:GAINS], *_best_first(smaller, names)[:SMALLER]], names, heads)
 
 
 def in_readme(text: str, figures: Sequence[Figure]) -> str:
