@@ -26,14 +26,15 @@ def run_arguments(database: Path) -> list[str]:
     """What `lm_eval run` needs besides, so that its results land in `database`; nothing where no run would write
     there.
     """
-    if _is_default(database) or database.name != DEFAULT_DATABASE.name:
+    if is_default(database) or database.name != DEFAULT_DATABASE.name:
         return []
     return ["--output_path", str(database.parent)]
 
 
 def _database_flag(database: Path) -> list[str]:
-    return [] if _is_default(database) else ["--database", str(database)]
+    return [] if is_default(database) else ["--database", str(database)]
 
 
-def _is_default(database: Path) -> bool:
+def is_default(database: Path) -> bool:
+    """Whether a database is the one that commands take unasked."""
     return database.resolve() == DEFAULT_DATABASE.resolve()

@@ -241,7 +241,7 @@ def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:
 def _stored_cells(database: Path) -> Sequence[Cell]:
     """What was measured here; nothing where the default database is not there. Raises MissingDatabase for another."""
     from leaderboard.board.board import board
-    from leaderboard.commands import DEFAULT_DATABASE
+    from leaderboard.commands import is_default
     from leaderboard.errors import MissingDatabase
     from leaderboard.store.database import open_store
 
@@ -249,7 +249,7 @@ def _stored_cells(database: Path) -> Sequence[Cell]:
         with open_store(database, read_only=True) as store:
             return board(store)
     except MissingDatabase:
-        if database != DEFAULT_DATABASE:
+        if not is_default(database):
             raise
         return []
 

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from leaderboard.errors import LeaderboardError
+from leaderboard.commands import is_default
+from leaderboard.errors import Busy, LeaderboardError, MissingDatabase
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 DATABASE_VARIABLE = "LEADERBOARD_DATABASE"
@@ -34,18 +35,33 @@ def serve_place(
     open_browser: bool = False,
 ) -> None:
     """`serve` a database file, or a copy of the board that was published at postgres://... (in `schema`, if that is not
-    ours), which is kept fresh. Raises what `serve` raises, and PostgresError.
+    ours), which is kept fresh. Raises what `serve` raises, what `open_store` raises but for `Busy`, and PostgresError;
+    `MissingDatabase` not for the default path, since the page then says how to fill it.
     """
     from leaderboard.postgres.address import DEFAULT_SCHEMA, PostgresAddress
     from leaderboard.postgres.local_copy import local_copy
     from leaderboard.readers.addresses import is_postgres, local_database
 
     if not is_postgres(str(place)):
+        _check_readable(local_database(place))
         serve(local_database(place), host=host, port=port, open_browser=open_browser)
         return
     address = PostgresAddress(str(place), schema or DEFAULT_SCHEMA)
     with local_copy(address) as copy:
         serve(copy, host=host, port=port, open_browser=open_browser, published=str(address))
+
+
+def _check_readable(database: Path) -> None:
+    from leaderboard.store.database import open_store
+
+    try:
+        with open_store(database, read_only=True, timeout_s=0):
+            pass
+    except MissingDatabase:
+        if not is_default(database):
+            raise
+    except Busy:
+        pass  # the page tries again
 
 
 def serve(

@@ -54,11 +54,11 @@ def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) ->
 
 
 def take_back(database: Path, run: str, *, timeout_s: float = 30.0) -> Deletion:
-    """Allow a deleted run, named by its folder or the beginning of its id, to be ingested again. Raises `UnknownRun`,
-    and what `open_store` raises.
+    """Allow a deleted run, named by its folder or the beginning of its id, to be ingested again. Never creates a
+    database. Raises `UnknownRun`, and what `open_store` raises.
     """
+    deleted, place = deletions(database, timeout_s=timeout_s), Path(run).resolve()
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
-        deleted, place = _deletions(store), Path(run).resolve()
         found = [entry for entry in deleted if run and entry.run_id.startswith(run)]
         found = found or [entry for entry in deleted if run and entry.path.resolve() == place]
         if len(found) != 1:

@@ -71,7 +71,7 @@ def newer(database: Path, what: str, cure: str) -> NewerDatabase:
 
 def no_folder(database: Path) -> NotADatabase:
     """Of a folder in the file's place, which is never moved: it may be anything."""
-    other = database.with_name(f"{database.stem}-2.duckdb")
+    other = database.parent / f"{database.stem or 'leaderboard'}-2.duckdb"  # `.` has no name
     return NotADatabase(
         f"{database} is a folder, and a database is a file: move the folder away, or name another file,"
         f" `{ingest_command(other)}`"
