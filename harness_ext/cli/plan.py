@@ -136,6 +136,8 @@ def _counted(group: PlannedGroup) -> str:
 
 
 def _sizes(planned: Plan) -> Iterable[str]:
+    from harness_ext.editing.plan_components import tells_mean_share
+
     if shared := len({item.matrix.parameter for item in planned.matrices if item.matrix.also}):
         yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
     at_most = " at most" if any(item.rank_after is None for item in planned.matrices) else ""
@@ -144,6 +146,11 @@ def _sizes(planned: Plan) -> Iterable[str]:
         f" ({planned.parameters_after / planned.parameters:.1%}), {_stored(planned.recipe)}"
     )
     yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
+    for step in filter(tells_mean_share, planned.recipe.steps):
+        yield (
+            f"  units       unit_fraction {step.parameters['unit_fraction']:g} is the share that stays, in the mean"
+            " over layers; that of each is known when the recipe runs"
+        )
 
 
 def _stored(recipe: Recipe) -> str:

@@ -17,7 +17,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
-from harness_ext.editing.plan_components import Lost, Place, component_told, lost_by_component, place_of, taken_by_masks
+from harness_ext.editing.plan_components import (
+    Lost,
+    Place,
+    component_told,
+    lost_by_components,
+    place_of,
+    taken_by_masks,
+    tells_mean_share,
+)
 from harness_ext.editing.prime_units import check_prime_units, planned_split
 from harness_ext.editing.records import standing
 from harness_ext.errors import BudgetTooSmall, UserError, located
@@ -414,10 +422,9 @@ def _planned_matrices(recipe: Recipe, loaded: Checkpoint, layout: Layout) -> tup
     planned: list[PlannedMatrix] = []
     for number, step in enumerate(recipe.steps):
         with located(recipe.place(number)):
-            own = [
-                _losing(_planned(number, step, matrix, loaded), lost_by_component(step, matrix, layout, loaded))
-                for matrix in _selected(layout, step)
-            ]
+            matrices = _selected(layout, step)
+            away = lost_by_components(step, matrices, layout, loaded)
+            own = [_losing(_planned(number, step, matrix, loaded), away[matrix.key]) for matrix in matrices]
             if step.masks is not None:
                 lost = taken_by_masks(step, [item.matrix for item in own], layout, loaded)
                 own = [_losing(item, lost[item.matrix.key]) for item in own]
@@ -519,7 +526,7 @@ def _rank_without_weights(step: Step, matrix: Matrix) -> int | None:
     """The rank that a method without a budget leaves, where its parameters alone tell it."""
     full = min(matrix.shape)
     if step.is_search:
-        return full if component_told(step, matrix) is not None else None
+        return full if component_told(step, matrix) is not None and not tells_mean_share(step) else None
     if registered_methods()[step.method].rank_from_weights:
         return None
     if step.parameters.get("share_of") == "all":

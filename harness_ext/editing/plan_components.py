@@ -52,16 +52,39 @@ def taken_by_masks(
     return found
 
 
-def lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> dict[Place, Lost]:
-    """The numbers that the component of a matrix loses: a column of it for each unit (a row, of keys), and a row, with
-    its bias, of the others; of values that are mixed by themselves the other way round.
+def lost_by_components(
+    step: Step, matrices: Sequence[Matrix], layout: Layout, loaded: Checkpoint
+) -> dict[str, dict[Place, Lost]]:
+    """The numbers that the component of each matrix, by `Matrix.key`, loses, biases among them. Of a search that tells
+    the mean share of layers alone, at least, as if every layer lost it; nothing where its layers are not alike, since a
+    large one may then keep more than the mean.
+    """
+    found = {matrix.key: _lost_by_component(step, matrix, layout, loaded) for matrix in matrices}
+    if not tells_mean_share(step):
+        return found
+    kinds = {(matrix.role, *found[matrix.key].values()) for matrix in matrices}
+    return found if len(kinds) == len({matrix.role for matrix in matrices}) else {key: {} for key in found}
+
+
+def tells_mean_share(step: Step) -> bool:
+    """Whether a search finds the share of its units that each layer keeps, under a mean over layers."""
+    settings = step.parameters
+    return step.is_search and settings.get("rule", "uniform") != "uniform" and "unit_fraction" in settings
+
+
+def _lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Checkpoint) -> dict[Place, Lost]:
+    """A column of the matrix for each unit (a row, of keys), and a row, with its bias, of the others; of values that
+    are mixed by themselves the other way round.
     """
     kind = component_told(step, matrix)
     if kind is None or step.masks is not None:
         return {}
 
     def lost(role: str, total: int) -> int:
-        return lost_of(layout, kind, role, total, step.parameters_of(matrix.key)["unit_fraction"])
+        fraction = step.parameters_of(matrix.key)["unit_fraction"]
+        if tells_mean_share(step):  # layers round down what stays, each its own share
+            return int((1 - fraction) * total + 1e-9)
+        return lost_of(layout, kind, role, total, fraction)
 
     def rows_of(one: Matrix, role: str) -> Lost:
         row = one.shape[1] + (one.bias in loaded.tensors)
@@ -83,8 +106,8 @@ def lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Checkp
 
 def component_told(step: Step, matrix: Matrix) -> str | None:
     """The kind of component that a matrix stands for, where the recipe tells the share of it that goes: of a search
-    where it is the same in every layer.
+    where it is the same in every layer, or the mean over them.
     """
-    if step.is_search and step.parameters.get("rule") != "uniform":
+    if step.is_search and step.parameters.get("rule") != "uniform" and not tells_mean_share(step):
         return None
     return next((kind for _, kind in components_among(step, [matrix])), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,33 @@ def test_a_plan_of_several_steps_counts_what_stands(make_lm, make_model, family:
         totals["parameters_after"],
     )
     assert (planned.stored_bytes, planned.bytes_after + held) == (totals["bytes_before"], totals["bytes_after"])
+
+
+@pytest.mark.parametrize("rule", ["block-influence", "angular", "cumulative-variance,matrices=[down_proj]"])
+@pytest.mark.parametrize("fraction", [0.5, 0.8])
+def test_a_mean_share_of_units_bounds_what_stays(make_lm, make_model, rule: str, fraction: float) -> None:
+    recipe = parse_recipe(f"modegpt:unit_fraction={fraction},rule={rule}")
+    planned, lm = plan(recipe, read_checkpoint(str(make_model("llama")))), make_lm("llama")
+    lm.apply(recipe, drawing(documents_for(lm, 8)))
+    after = lm.totals()["parameters_after"]
+    least = planned.parameters - 1.5 * (planned.parameters - planned.parameters_after)  # layers round down
+    assert least <= after <= planned.parameters_after < planned.parameters
+    assert {item.rank_after for item in planned.matrices} == {None}
+
+
+def test_a_mean_share_of_units_is_told_and_bounds_nothing_where_layers_differ(make_model) -> None:
+    checkpoint, recipe = read_checkpoint(str(make_model("llama"))), parse_recipe("modegpt:matrices=[down_proj]")
+    mean = "unit_fraction 0.8 is the share that stays, in the mean over layers"
+    assert mean in " ".join(plan_lines(plan(recipe, checkpoint), "tiny"))
+    wide = {
+        name: tensor._replace(shape=tuple(2 * size if size == 40 else size for size in tensor.shape))
+        for name, tensor in checkpoint.tensors.items()
+        if "layers.0.mlp" in name
+    }
+    planned = plan(recipe, replace(checkpoint, tensors={**checkpoint.tensors, **wide}))
+    assert planned.parameters_after == planned.parameters
+    assert mean in " ".join(plan_lines(planned, "tiny"))
+    assert mean not in " ".join(plan_lines(plan(parse_recipe("modegpt:rule=uniform"), checkpoint), "tiny"))
 
 
 def test_a_rank_that_follows_from_the_spectrum_is_not_guessed(make_model) -> None:
