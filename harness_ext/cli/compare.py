@@ -47,7 +47,8 @@ examples:
         from leaderboard.board.named_runs import place_of
         from leaderboard.compare_runs import compare_paths, controls_beside, with_controls
 
-        first, second = place_of(args.a, args.database, "A"), place_of(args.b, args.database, "B")
+        second = place_of(args.b, args.database, "B")
+        first = place_of(args.a, args.database, "A", base_of=second.path)
         tell([*first.notes, *second.notes])
         compared = compare_paths(first.path, second.path, database=args.database)
         controls = [path for path in controls_beside(second.path) if path.resolve() != first.path.resolve()]

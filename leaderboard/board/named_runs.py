@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.board.labels import stored_names
+from leaderboard.compare.baselines import Baselines
+from leaderboard.compare.contents import read_contents
+from leaderboard.compare.pairing import Subject
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
-from leaderboard.store.database import open_store
+from leaderboard.store.database import Store, open_store
 from leaderboard.store.naming import (
     EXPLICIT,
     AmbiguousRun,
+    KnownRun,
     ResolvedRun,
     exactly,
     known_runs,
@@ -32,16 +38,38 @@ class RunPlace(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def resolve_in(database: Path, name: str, *, newest: bool = True, timeout_s: float = PATIENCE_SECONDS) -> ResolvedRun:
-    """`resolve` in a database, by the names of tables too. Raises `UnknownRun` and what `open_store` raises."""
+def resolve_in(
+    database: Path, name: str, *, newest: bool = True, timeout_s: float = PATIENCE_SECONDS, base_of: Path | None = None
+) -> ResolvedRun:
+    """`resolve` in a database, by the names of tables too. base_of: where the run lies that is compared with the one
+    named. Raises `UnknownRun` and what `open_store` raises.
+    """
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
-        return resolve(store, name, newest=newest, shown=stored_names)
+        preferred = None if base_of is None else lambda _, runs: board_baselines(store, lying_at(runs, base_of))
+        return resolve(store, name, newest=newest, shown=stored_names, preferred=preferred)
 
 
-def place_of(name: str, database: Path, what: str = "run") -> RunPlace:
+def board_baselines(store: Store, runs: Sequence[KnownRun]) -> list[str]:
+    """The ids of the runs that the board compares some runs with, that of the most tasks first."""
+    ids, served = {run.run_id for run in runs}, Counter[str]()
+    contents = read_contents(store, models={run.model_key for run in runs})
+    for alike in contents.by_model(None).values():
+        baselines = Baselines(contents, alike)
+        chosen = [
+            baselines.choose(Subject(run, task, score)).run
+            for run in alike
+            if run.run_id in ids
+            for task in contents.tasks.get(run.run_id, ())
+            if (score := contents.primary(run.run_id, task.task)) is not None
+        ]
+        served.update(base.run_id for base in chosen if base is not None)
+    return [run_id for run_id, _ in served.most_common()]
+
+
+def place_of(name: str, database: Path, what: str = "run", *, base_of: Path | None = None) -> RunPlace:
     """Where the run lies that a name means: a path need not be in the database, nor a database be there.
 
-    what: the name's part in the command, for messages. Raises `LeaderboardError`.
+    what: the name's part in the command, for messages. base_of: as of `resolve_in`. Raises `LeaderboardError`.
     """
     path = Path(name)
     if name and path.exists():
@@ -49,7 +77,7 @@ def place_of(name: str, database: Path, what: str = "run") -> RunPlace:
             _refuse_in_store(name, database)
         return RunPlace(path)
     try:
-        found = resolve_in(database, name)
+        found = resolve_in(database, name, base_of=base_of)
     except MissingDatabase:
         raise LeaderboardError(
             f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of"

@@ -88,14 +88,16 @@ def read_one(path: Path, what: str) -> Run:
     return run
 
 
-def read_named(name: str, database: Path, what: str, notes: list[str] | None = None) -> Run:
+def read_named(
+    name: str, database: Path, what: str, notes: list[str] | None = None, base_of: Path | None = None
+) -> Run:
     """The run that a name means, by the rules of `leaderboard.store.naming`. notes: gets sentences on what was chosen
-    among several.
+    among several. base_of: where the run lies that is compared with it.
 
     Raises `LeaderboardError`.
     """
     try:
-        place = place_of(name, database, what)
+        place = place_of(name, database, what, base_of=base_of)
     except AmbiguousRun:
         raise
     except UnknownRun as error:
@@ -236,7 +238,7 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
             )
         else:
             notes: list[str] = []
-            run = read_named(name, database, "baseline", notes)
+            run = read_named(name, database, "baseline", notes, candidate.path)
             named, missing = Named("run", run, "; ".join([f"named, {name}", *notes])), ""
         if named is not None and named.run.run_id not in {other.run.run_id for other in found}:
             found.append(named)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.cell import Cell, changed
 from leaderboard.board.labels import stored_names
-from leaderboard.board.named_runs import place_of
+from leaderboard.board.named_runs import board_baselines, place_of
 from leaderboard.board.standings import Standings, standings
 from leaderboard.compare.run_diff import unshared
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
@@ -173,7 +173,14 @@ def _of_runs(names: Sequence[str], database: Path) -> Report:
     """Runs against the first of them. Where the database does not know them all, they are read from their files."""
     try:
         with open_store(database, read_only=True, timeout_s=_PATIENCE_SECONDS) as store:
-            found = [resolve(store, name, shown=stored_names) for name in names]
+            others = [resolve(store, name, shown=stored_names) for name in names[1:]]
+            base = resolve(
+                store,
+                names[0],
+                shown=stored_names,
+                preferred=lambda store, _: board_baselines(store, [one.run for one in others]),
+            )
+            found = [base, *others]
             notes = tuple(note for one in found for note in one.notes)
             return _comparison(store, names, [one.run.run_id for one in found], notes)
     except (MissingDatabase, UnknownRun):

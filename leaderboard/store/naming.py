@@ -10,7 +10,8 @@ The rules, first to last:
    nothing else begins so.
 
 What fits several recipes or models is refused with the candidates. Of several runs of one recipe on one model the
-newest complete one is taken, also where several identities share the model's name, and a note says so.
+newest complete one is taken, also where several identities share the model's name, and a note says so; as the base of a
+comparison that one comes first with which the board compares the others.
 """
 
 from __future__ import annotations
@@ -83,12 +84,18 @@ def known_runs(store: Store) -> list[KnownRun]:
 
 
 def resolve(
-    store: Store, name: str, *, newest: bool = True, shown: Callable[[Store], Mapping[str, str]] | None = None
+    store: Store,
+    name: str,
+    *,
+    newest: bool = True,
+    shown: Callable[[Store], Mapping[str, str]] | None = None,
+    preferred: Callable[[Store, Sequence[KnownRun]], Sequence[str]] | None = None,
 ) -> ResolvedRun:
     """The run of the store that a name means, by the rules above.
 
     newest: whether of several runs of one recipe the newest is taken, instead of asking for an id. shown: what tables
-    call runs, by run_id; only asked for what looks like it. Raises `UnknownRun`.
+    call runs, by run_id; only asked for what looks like it. preferred: of all runs, the ids of those that others are
+    compared with, first to last; only asked where the newest would be taken. Raises `UnknownRun`.
     """
     runs = known_runs(store)
     if shown is not None and name.endswith(("]", ")")):
@@ -103,7 +110,14 @@ def resolve(
                 " its id, or MODEL/RECIPE"
             )
         return ResolvedRun(found[0])
-    return _chosen(exactly(runs, name) or _completed(runs, name), runs, name, newest=newest)
+    found = exactly(runs, name) or _completed(runs, name)
+    resolved = _chosen(found, runs, name, newest=newest)
+    if resolved.notes and preferred is not None:
+        by_id = {run.run_id: run for run in found if run.status == "complete"}
+        best = next((by_id[run_id] for run_id in preferred(store, runs) if run_id in by_id), resolved.run)
+        if best != resolved.run:
+            return ResolvedRun(best, (_note(best, found, "board's baseline of what is compared with it"),))
+    return resolved
 
 
 def find_run(store: Store, name: str) -> str:
@@ -232,13 +246,12 @@ def _chosen(found: Sequence[KnownRun], runs: Sequence[KnownRun], name: str, *, n
     if by_id or len({run.name for run in found}) > 1 or not newest:
         raise AmbiguousRun(_candidates(found, name))
     best = next((run for run in found if run.status == "complete"), found[0])
-    return ResolvedRun(best, (_note(best, found),))
+    return ResolvedRun(best, (_note(best, found, "newest" if best == found[0] else "newest complete one"),))
 
 
-def _note(best: KnownRun, found: Sequence[KnownRun]) -> str:
+def _note(best: KnownRun, found: Sequence[KnownRun], kind: str) -> str:
     identities = len({run.model_key for run in found})
     of_several = f", of {identities} identities of the model" if identities > 1 else ""
-    kind = "newest" if best == found[0] else "newest complete one"
     return (
         f"{best.name} has {len(found)} runs{of_several}: the {kind} is taken, {best.run_id[:ID_DIGITS]} of"
         f" {when(best.started)} UTC; an id names another"

@@ -9,9 +9,11 @@ import pytest
 
 from leaderboard.board.named_runs import place_of, resolve_in
 from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.gate.runs import baselines_of, read_named
 from leaderboard.ingest import ingest
+from leaderboard.report.contents import read_report
 from leaderboard.store.database import open_store
-from leaderboard.store.naming import AmbiguousRun, ResolvedRun, resolve
+from leaderboard.store.naming import AmbiguousRun, ResolvedRun, known_runs, resolve
 
 
 @pytest.fixture
@@ -43,6 +45,44 @@ def test_the_names_that_tables_show_are_names(made: Any, database: Path) -> None
     assert resolve_in(database, "tiny/svd").run.path.name == "svd-30"
     with pytest.raises(UnknownRun):
         resolve_in(database, "tiny/svd [limit 40]")
+
+
+@pytest.fixture
+def several_baselines(made: Any, kit: Any) -> Path:
+    """A recipe and its baseline on 20 documents, and a newer baseline on 30."""
+    (before, after), (longer, _) = kit.pair(20, 9, lost=1), kit.pair(30, 9)
+    for limit, label, task in ((20, "baseline", before), (20, "laser", after), (30, "baseline", longer)):
+        started = f"2026-03-0{limit // 10}T00:00:00+00:00"
+        settings = {"settings": {"limit": limit}, "spec_id": f"{label}{limit}", "started": started}
+        made.run(label, {"sums": task}, folder=f"{label}-{limit}", **settings)
+    path: Path = made.root / "leaderboard.duckdb"
+    ingest([made.root], path)
+    return path
+
+
+def test_a_base_of_several_is_the_boards_baseline_of_the_other_run(made: Any, several_baselines: Path) -> None:
+    laser = made.root / "tiny" / "laser-20"
+    found = place_of("tiny/baseline", several_baselines, base_of=laser)
+    assert found.path.name == "baseline-20"
+    (note,) = found.notes
+    assert note.startswith("tiny/baseline has 2 runs: the board's baseline of what is compared with it is taken, ")
+    for newest in (
+        place_of("tiny/baseline", several_baselines),
+        place_of("tiny/baseline", several_baselines, base_of=made.root / "elsewhere"),
+        place_of("tiny/baseline", several_baselines, base_of=made.root / "tiny" / "baseline-30"),
+    ):
+        assert newest.path.name == "baseline-30" and "the newest is taken" in newest.notes[0]
+    with open_store(several_baselines) as store:
+        (newest_id,) = (run.run_id for run in known_runs(store) if run.path.name == "baseline-30")
+    assert place_of(newest_id, several_baselines, base_of=laser).path.name == "baseline-30"
+
+
+def test_a_report_and_a_gate_take_that_base_too(made: Any, several_baselines: Path) -> None:
+    (cell,) = read_report(["tiny/baseline", "tiny/laser"], several_baselines).cells[1:]
+    assert cell.verdict != "incomparable"
+    candidate = read_named("tiny/laser", several_baselines, "candidate")
+    (base,) = baselines_of(candidate, ["tiny/baseline"], several_baselines)
+    assert base.run.path.name == "baseline-20"
 
 
 @pytest.mark.slow
