@@ -14,7 +14,7 @@ import streamlit as st
 
 from leaderboard.app.colours import css
 from leaderboard.board.standings import ALONE, HARM, PROVEN
-from leaderboard.terminal.format import plain
+from leaderboard.terminal.format import breakable, plain
 
 _BLUE, _ORANGE, _GREY = "28, 120, 200", "224, 112, 32", "128, 128, 128"
 STYLE = f"""<style>
@@ -77,7 +77,7 @@ class Text(NamedTuple):
 
 def escaped(text: str) -> str:
     """Text as HTML, on one line, without control characters, isolated from its neighbours' direction of writing."""
-    return f"<bdi>{html.escape(plain(text))}</bdi>" if text else ""
+    return f"<bdi>{breakable(text)}</bdi>" if text else ""
 
 
 def table(heads: Sequence[ColumnHead], rows: Sequence[Sequence[Text]], *, caption: str, blocks: bool = True) -> str:

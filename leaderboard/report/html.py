@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from leaderboard.report.contents import Report
 from leaderboard.report.plots import MOST_ROWS, interval_plot, size_plot
 from leaderboard.report.svg import css, text
 from leaderboard.report.words import baseline_score, control_text, improvement_text, share
-from leaderboard.terminal.format import counted, direction, metric_name, number, span
+from leaderboard.terminal.format import breakable, counted, direction, metric_name, number, span
 from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text
 
 _FOLDER = Path(__file__).parent
@@ -70,11 +69,6 @@ def _parts(report: Report) -> Iterable[str]:
 def _stressed(sentence: tuple[str, str, str]) -> str:
     before, stressed, after = map(text, sentence)
     return f"{before}<strong>{stressed}</strong>{after}" if stressed else f"{before}{after}"
-
-
-def _name(name: str) -> str:
-    """A name that may break where its parts begin."""
-    return re.sub(r"(?=[:+])|(?<=[,=/_])", "<wbr>", text(name))
 
 
 def _board(report: Report) -> str:
@@ -126,7 +120,7 @@ def _board_heads(report: Report) -> str:
     for task in board.tasks:
         cells = [row.cells[task] for row in board.rows if task in row.cells and row.cells[task].metric]
         about = f"{metric_name(cells[0])}, {direction(cells[0])}, {_documents(cells)}" if cells else ""
-        heads.append(f'<th scope="col">{_name(task)}<span class="vh"> ({text(about)})</span></th>')
+        heads.append(f'<th scope="col">{breakable(task)}<span class="vh"> ({text(about)})</span></th>')
     if any(row.better for row in board.rows):
         heads.append('<th scope="col">Beats control</th>')
     if _sized(report):
@@ -155,7 +149,7 @@ def _row(report: Report, row: Standing, what: str) -> str:
     place = row.rank.mean if row.rank else 1e9
     rank = f'<span class="rank">{"" if row.rank is None else row.rank}</span>'
     arrow = '<span class="rank" aria-hidden="true">\u21b3</span><span class="vh">control: </span>'
-    head = f"{arrow}{_name(row.control)}" if row.control and what == "control" else f"{rank}{_name(row.recipe)}"
+    head = f"{arrow}{breakable(row.control)}" if row.control and what == "control" else f"{rank}{breakable(row.recipe)}"
     cells = [f'<th scope="row" data-s="{place:.4g}">{head}</th>']
     cells += [_cell(row.cells.get(task), best=row.name in board.best[task]) for task in board.tasks]
     if any(other.better for other in board.rows):
@@ -166,7 +160,7 @@ def _row(report: Report, row: Standing, what: str) -> str:
         cells.append(f"<td{kept}>{share(row.parameters_kept)}</td>")
     if any(other.settings for other in board.rows):
         sort = f' data-s="{text(row.settings)}"' if row.settings else ""
-        cells.append(f'<td class="settings"{sort}>{_name(row.settings)}</td>')
+        cells.append(f'<td class="settings"{sort}>{breakable(row.settings)}</td>')
     return f"<tr{f' class={chr(34)}{what}{chr(34)}' if what else ''}>{''.join(cells)}</tr>"
 
 
@@ -264,7 +258,7 @@ def _task_row(cell: Cell, numbers: dict[str, int], with_controls: int) -> str:
     lacks = words.lacks(cell)
     against = "; ".join(control_text(pair, named=with_controls > 1) for pair in cell.against_controls)
     return (
-        f'<tr><th scope="row">{_name(cell.name)}</th><td>{sign}</td>'
+        f'<tr><th scope="row">{breakable(cell.name)}</th><td>{sign}</td>'
         + "".join(f"<td>{text(value)}</td>" for value in shown)
         + (f"<td>{text(against)}</td>" if with_controls else "")
         + f"<td>{', '.join([*([text(lacks)] if lacks else []), *marks])}</td></tr>"

@@ -19,6 +19,7 @@ from leaderboard.board.standings import Standing, Standings, kind, standings
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.board_notes import facts, notes
 from leaderboard.terminal.format import KEPT, NOTHING, counted, percent, plain
+from leaderboard.terminal.listing import wrapped_text
 from leaderboard.terminal.marks import ASCII_STAR, MARKS, MINUS, STAR, cell_text, legend
 
 NARROWEST = 60
@@ -192,7 +193,8 @@ def _block(
             yield f"{place:>{rank_room}} {name:<{room}}{beside}".rstrip()
             continue
         # A name that is longer stands whole on a line of its own.
-        yield from textwrap.wrap(f"{place:>{rank_room}} {name}", look.width, subsequent_indent=" " * (rank_room + 3))
+        for line, piece in enumerate(wrapped_text(name, look.width - rank_room - 3)):
+            yield f"{'' if line else place:>{rank_room}} {'  ' if line else ''}{piece}"
         yield f"{'':>{rank_room + 1 + room}}{beside}".rstrip()
 
 

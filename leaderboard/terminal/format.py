@@ -5,7 +5,9 @@ Names, notes and reasons come from files that anybody may have written: `plain` 
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from collections.abc import Sequence
 
 from leaderboard.board.cell import Cell, not_its_control
@@ -254,6 +256,11 @@ def metric_name(cell: Cell) -> str:
 def plain(text: str) -> str:
     """`text` without control characters, on one line: safe to print."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def breakable(text: str) -> str:
+    """A text as HTML, in which names may break where their parts end or begin: browsers know of spaces and hyphens."""
+    return re.sub(r"(?=[:+])|(?<=[,=/_])", "<wbr>", html.escape(plain(text)))
 
 
 def span(counts: Sequence[int]) -> str:

@@ -13,7 +13,9 @@ from datetime import datetime, timedelta
 from leaderboard.terminal.format import plain
 
 _GAP = 2
-_LEAST = 10  # columns of text that is wrapped
+_LEAST, _LONGEST_WORD = 10, 20
+"""Columns of text that is wrapped, at least, and of a word that is not broken as long as there is room."""
+_WORD = re.compile(r"[^-_./,:+=\s]*[-_./,:+=\s]?")
 _UNITS = ((365 * 86400, "y"), (30 * 86400, "mo"), (86400, "d"), (3600, "h"), (60, "m"))
 
 
@@ -48,19 +50,25 @@ def ago(moment: datetime | None, now: datetime) -> str:
 
 def _rooms(rows: Sequence[Sequence[str]], width: int, may_wrap: Sequence[bool]) -> list[int]:
     """The width of each column: what it needs, those that may wrap made smaller until all fit, where the fewest texts
-    are wrapped by it.
+    are wrapped by it; to less than a word only where nothing else is left.
     """
     lengths = [Counter(map(len, column)) for column in zip(*rows)]
     rooms = [max(counts) for counts in lengths]
     over = sum(rooms) + _GAP * (len(rooms) - 1) - width
-    while over > 0:
-        wrapping = [place for place, may in enumerate(may_wrap) if may and rooms[place] > _LEAST]
-        if not wrapping:
-            break
-        smaller = min(wrapping, key=lambda place: (lengths[place][rooms[place]], -rooms[place]))
-        rooms[smaller] -= 1
-        over -= 1
+    for least in ([_longest_word(column) for column in zip(*rows)], [_LEAST] * len(rooms)):
+        while over > 0:
+            wrapping = [place for place, may in enumerate(may_wrap) if may and rooms[place] > least[place]]
+            if not wrapping:
+                break
+            smaller = min(wrapping, key=lambda place: (lengths[place][rooms[place]], -rooms[place]))
+            rooms[smaller] -= 1
+            over -= 1
     return rooms
+
+
+def _longest_word(texts: Sequence[str]) -> int:
+    longest = max(len(word.rstrip()) for text in texts for word in _WORD.findall(text))
+    return min(max(longest, _LEAST), _LONGEST_WORD)
 
 
 def _lines(row: Sequence[str], rooms: Sequence[int], tints: Mapping[str, str]) -> list[str]:
@@ -79,7 +87,7 @@ def _lines(row: Sequence[str], rooms: Sequence[int], tints: Mapping[str, str]) -
 def wrapped_text(text: str, room: int) -> list[str]:
     """Text in pieces of at most `room` letters, each as long as can be, that joined are the text."""
     pieces = [""]
-    for word in re.findall(r"[^-_./,:+=\s]*[-_./,:+=\s]?", text):
+    for word in _WORD.findall(text):
         if len(pieces[-1]) + len(word.rstrip()) > room and pieces[-1]:
             pieces.append("")
         while len(pieces[-1] + word.rstrip()) > room:

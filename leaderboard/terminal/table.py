@@ -92,7 +92,8 @@ def _task_lines(task: str, cells: list[Cell], width: int, color: bool) -> list[s
     facts += filter(None, [shown.scored])
     if shown.baseline_score is not None and all(cell.verdict != BASELINE for cell in cells):
         facts += [f"baseline {number(shown.baseline_score)}"]
-    lines = [_bold(_cut("; ".join(facts), width), color)]
+    told = textwrap.wrap("; ".join(facts), width, subsequent_indent="  ", break_on_hyphens=False)
+    lines = [_bold(line, color) for line in told]
     for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.name, cell.run_id)):
         others = cell.scored if cell.scored != shown.scored else None
         lines += _cell_lines(changed(cell, notes=(others, *cell.notes)) if others else cell, width, color)

@@ -20,7 +20,7 @@ from leaderboard.board.summary import ModelSummary, summaries
 from leaderboard.readers.records import BASELINE
 from leaderboard.store.database import Store
 from leaderboard.store.families import ModelName
-from leaderboard.terminal.format import counted, plain
+from leaderboard.terminal.format import breakable, counted, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 from leaderboard.terminal.output import as_text
 
@@ -136,7 +136,7 @@ def card(model: ModelSummary, name: ModelName) -> str:
     ]
     spans = "".join(f"<span class='chip'>{html.escape(plain(text))}</span>" for text in badges if text)
     return (
-        f"<h3 class='name' title='{html.escape(plain(name.name), quote=True)}'>{html.escape(plain(name.shown))}</h3>"
+        f"<h3 class='name' title='{html.escape(plain(name.name), quote=True)}'>{breakable(name.shown)}</h3>"
         f"<div class='chips'>{spans}</div>{_outcomes(model)}{_bests(model)}"
     )
 
@@ -171,16 +171,16 @@ def _bests(model: ModelSummary) -> str:
         recipe, settings = split_name(best.recipe.partition(" ")[0], best.recipe)
         breaks = (
             f"<div style='{css('worse').partition(';')[0]}'>{MARKS['worse'].sign} breaks"
-            f" {html.escape(plain(', '.join(best.breaks)))}</div>"
+            f" {breakable(', '.join(best.breaks))}</div>"
             if best.breaks
             else "<div class='quiet'>breaks nothing that was tested</div>"
         )
         kept = "" if best.kind == BEATS else " <span class='quiet'>(no control run)</span>"
         parts.append(
-            f"<div class='best'><div><span class='quiet'>{html.escape(plain(best.task))}</span>"
+            f"<div class='best'><div><span class='quiet'>{breakable(best.task)}</span>"
             f"<span class='gain' style='{css(best.kind)}'>{MARKS[best.kind].sign} {gain(best.improvement, minus=MINUS)}"
-            f"</span></div><div>{html.escape(plain(recipe))}"
-            f"<span class='quiet'>{html.escape(plain(', ' + settings if settings else ''))}</span>{kept}</div>{breaks}"
+            f"</span></div><div>{breakable(recipe)}"
+            f"<span class='quiet'>{breakable(', ' + settings if settings else '')}</span>{kept}</div>{breaks}"
             "</div>"
         )
     more = len(model.best) - BEST

@@ -63,8 +63,8 @@ def texts(app: Any, *kinds: str) -> str:
 
 
 def html_of(app: Any) -> str:
-    """All HTML that the page itself writes (`st.html`)."""
-    return "\n".join(element.proto.body for element in app.get("html"))
+    """All HTML that the page itself writes (`st.html`), without the places where a name may break."""
+    return "\n".join(element.proto.body for element in app.get("html")).replace("<wbr>", "")
 
 
 def words_of(app: Any) -> str:

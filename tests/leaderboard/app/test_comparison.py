@@ -34,6 +34,11 @@ def against(control: str = "random-subspace", verdict: str = "undecided", **more
     return cell(verdict=verdict, control=control, baseline_run="c" * 32, **more)
 
 
+def test_names_in_a_narrow_column_break_at_their_joints() -> None:
+    shown = table([ColumnHead("Task")], [[Text("arc_easy & mmlu_high-school", "a_b")]], caption="a_b")
+    assert "arc_<wbr>easy &amp; mmlu_<wbr>high-school" in shown and "a_<wbr>b" in shown and 'aria-label="a_b"' in shown
+
+
 def test_a_gain_that_the_control_shows_too_is_not_the_recipes() -> None:
     cells = [
         cell("a", against_controls=(against(task="a"),)),

@@ -121,6 +121,20 @@ def test_long_names_stay_whole(width: int) -> None:
     assert broken("int_mult_clean", 12) == ["int_mult_", "clean"]
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_names_break_at_their_joints_alone(width: int) -> None:
+    matrices = ",".join(f"layers_{place}_projection" for place in range(9))
+    long = f"svd-llm-lora:keep.param_fraction=0.9,matrices=[{matrices}]"
+    task = "leaderboard_bbh_tracking_shuffled-objects_three"
+    lines = render_board([cell("baseline", task, "baseline"), cell(long, task, "worse", -0.1)], BoardLook(width))
+    rows = [line.strip() for line in lines.splitlines()]
+    first = next(place for place, line in enumerate(rows) if line.startswith("2 svd-llm"))
+    last = next(place for place, line in enumerate(rows) if "v -0.100" in line)
+    pieces = [rows[first].removeprefix("2 "), *rows[first + 1 : last]]
+    assert "".join(pieces) == long and len(pieces) > 1
+    assert all(piece.endswith(("_", "-", ",", "=")) for piece in [*pieces[:-1], *broken(task, 12)[:-1]])
+
+
 def test_a_failed_row_and_one_without_any_task_are_there() -> None:
     cells = [
         cell("baseline", "sums", "baseline"),

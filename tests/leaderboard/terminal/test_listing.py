@@ -30,6 +30,15 @@ def test_names_are_wrapped_at_their_joints() -> None:
     assert all(re.search(r"[-_./,:+=]$", piece) for piece in pieces[:-1])
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_word_is_broken_while_another_column_can_be_narrower(width: int) -> None:
+    row = {"recipe": "svd-llm-lora:keep.param_fraction=0.9", "model": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+    lines = listed([row | {"task": "mmlu_high_school"}], width, ("recipe", "model")).splitlines()
+    place = lines[0].index("MODEL")
+    pieces = [line[place:].split("  ")[0].strip() for line in lines[1:]]
+    assert all(re.search(r"[-_./,:+=]$", piece) for piece in list(filter(None, pieces))[:-1])
+
+
 def test_as_few_names_as_can_be_are_wrapped() -> None:
     models = ["SmolLM2-135M-Instruct"] * 6
     names = ["svd", "magnitude", "eigenprune-greedy", "svd-llm+random-subspace", "laser", "sfsd"]

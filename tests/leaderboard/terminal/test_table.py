@@ -68,6 +68,13 @@ class TestTable:
         assert any(line.rstrip().endswith("incomparable  99.2%") or "incomparable  99.2% " in line for line in lines)
         assert "(1 comparison)" in " ".join(lines)
 
+    @pytest.mark.parametrize("width", [80, 120])
+    def test_the_name_of_a_task_stays_whole(self, made: Any, kit: Any, width: int) -> None:
+        name = "leaderboard_bbh_logical_deduction_three_multiple-choice_objects"
+        made.run("baseline", {name: kit.pair(40, 20)[0]})
+        text = render(made.board(), width=width)
+        assert f"\n{name};" in text and "40 documents" in text and max(map(len, text.splitlines())) <= width
+
     def test_a_share_of_all_parameters_stands_apart_from_its_verdict(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(40, 20, lost=3)
         made.run("baseline", {"sums": before})
