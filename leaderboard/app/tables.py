@@ -9,7 +9,7 @@ from typing import Any
 
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
-from leaderboard.board.further import all_metrics
+from leaderboard.board.further import all_metrics, good_way
 from leaderboard.board.standings import kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
@@ -50,7 +50,8 @@ def verdict_words(cell: Cell, *, is_pair: bool = False) -> str:
 def further_text(cell: Cell) -> str:
     """`acc_norm same -0.0010; gold_loglikelihood worse -0.8770`; scores where there is nothing to compare with."""
     words = (
-        f"{plain(metric_name(one))} {number(one.score) if one.delta is None else f'{one.verdict} {signed(one.delta)}'}"
+        f"{plain(metric_name(one))}"
+        f" {number(one.score) if one.delta is None else f'{one.verdict} {signed(one.delta)}{good_way(one)}'}"
         for one in cell.further
     )
     return "; ".join(words)

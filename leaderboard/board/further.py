@@ -101,8 +101,19 @@ def _name(cell: Cell) -> str:
 
 
 def _difference(cell: Cell) -> str:
-    """` -0.31 [-0.4, -0.22]`, with the interval where there is one; empty without a difference."""
+    """` -0.31 [-0.4, -0.22]`, with the interval where there is one, and which way is good where not up; empty without a
+    difference.
+    """
     if cell.delta is None:
         return ""
     ends = "" if cell.low is None or cell.high is None else f" [{cell.low:+.3g}, {cell.high:+.3g}]"
-    return f" {cell.delta:+.3g}{ends}"
+    return f" {cell.delta:+.3g}{ends}{good_way(cell)}"
+
+
+def good_way(cell: Cell) -> str:
+    """` (lower is better)`, ` (best at 0.5)`; empty where higher is better, and a difference has an improvement's
+    sign.
+    """
+    if cell.best_value is not None:
+        return f" (best at {cell.best_value:g})"
+    return "" if cell.higher_is_better else " (lower is better)"

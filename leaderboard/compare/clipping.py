@@ -33,12 +33,13 @@ class Clipping(NamedTuple):
     plain_low: float | None = None
     plain_high: float | None = None
 
-    def note(self, mean: float, delta: float, most: str | None = None) -> str:
+    def note(self, mean: float, delta: float, most: str | None = None, way: str = "") -> str:
         """What interval and verdict claim. mean: the change with no document counted for more than the bound, delta:
-        the plain one, both recipe minus baseline. most: the bound in words.
+        the plain one, both recipe minus baseline. most: the bound in words. way: which way is good, where not up: then
+        the numbers have another sign than improvements.
         """
         said = (
-            f"interval and verdict: mean change {mean:+.3g}, no document counted for more than"
+            f"interval and verdict: mean change {mean:+.3g}{way and f' ({way})'}, no document counted for more than"
             f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}"
         )
         # an upper limit near all of them says nothing

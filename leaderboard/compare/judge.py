@@ -83,9 +83,15 @@ def _mean(comparison: Comparison) -> Effect:
     return replace(
         effect,
         clipping=found,
-        notes=(found.note(pair.sign * pair.sample.mean, effect.delta), *effect.notes),
+        notes=(found.note(pair.sign * pair.sample.mean, effect.delta, way=_good_way(comparison)), *effect.notes),
         needs=effect.needs and effect.needs._replace(enough=documents_enough(far & worse, pair.clusters)),
     )
+
+
+def _good_way(comparison: Comparison) -> str:
+    if comparison.best_value is not None:
+        return f"best at {comparison.best_value:g}"
+    return "lower is better" if comparison.sign < 0 else ""
 
 
 def _effect(comparison: Comparison, pair: PairedScores, margin: float) -> Effect:

@@ -85,7 +85,7 @@ def _texts_effect(comparison: Comparison, weights: np.ndarray, exponential: bool
     return replace(
         effect,
         clipping=found,
-        notes=(found.note(in_units(-sample.mean), effect.delta, words), *effect.notes),
+        notes=(found.note(in_units(-sample.mean), effect.delta, words, "lower is better"), *effect.notes),
         needs=effect.needs and effect.needs._replace(enough=documents_enough(changes < -far, groups)),
     )
 

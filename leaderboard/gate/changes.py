@@ -118,8 +118,7 @@ def moved_baseline(gate: GateStore, row: GateRow, base_before: Run, base_now: Ru
     effect = gate.pair(subject, base_before, Terms()).effect
     if effect is None or effect.drop is None:
         return None
+    change = signed(0.0 - effect.drop)  # as the gate's tables have it: below zero is worse
     if effect.p_value is not None and effect.p_value <= alpha:
-        return (
-            f"{row.name}: the unedited model moved too, by {signed(effect.delta)}: that much is not the recipe's doing"
-        )
-    return f"{row.name}: the unedited model did not move beyond chance ({signed(effect.delta)})"
+        return f"{row.name}: the unedited model moved too, by {change}: that much is not the recipe's doing"
+    return f"{row.name}: the unedited model did not move beyond chance ({change})"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from leaderboard.app.tables import further_text
 from leaderboard.board.board import board, pair_board
 from leaderboard.board.cell import Cell
 from leaderboard.board.frame import cells_frame, cells_frame_with_controls
@@ -147,7 +148,9 @@ def test_few_documents_are_no_contradiction_where_their_interval_shows_a_gain(
 
 def test_a_loss_that_the_primary_metric_does_not_show(made: Any, kit: Any) -> None:
     cell = judged(made, *answers(kit, shift=-0.5))
-    assert cell.verdict == "same" and contradictions(cell)[0].startswith("same by acc, but worse by perplexity")
+    assert cell.verdict == "same" and contradictions(cell)[0].startswith("same by acc, but worse by perplexity +")
+    assert "] (lower is better) and worse by gold_loglikelihood -" in contradictions(cell)[0]
+    assert "perplexity worse +" in further_text(cell) and " (lower is better); gold_loglik" in further_text(cell)
 
 
 def test_a_task_that_reports_it_by_its_own_name_has_no_second_row(made: Any, kit: Any) -> None:

@@ -88,6 +88,24 @@ def test_nothing_collapsed_among_enough_documents_is_the_same() -> None:
         assert 59 <= documents_needed(effect) < 80
 
 
+def test_the_note_of_a_mean_says_which_way_is_good_where_that_is_not_up() -> None:
+    baseline = np.random.default_rng(0).normal(5, 1, 100)
+    for terms, way in (({}, ""), ({"higher": False}, " (lower is better)"), ({"best_value": 5.0}, " (best at 5)")):
+        effect = compared(baseline, baseline + 0.5, metric="made_up", **terms)
+        assert effect.notes[0].startswith(f"interval and verdict: mean change +0.5{way}, no document counted")
+        assert effect.delta == pytest.approx(0.5)
+    words = np.full(100, 20.0)
+    effect = judge(
+        Comparison(
+            "word_perplexity",
+            Scored(float(np.exp(baseline.sum() / words.sum())), -baseline, words),
+            Scored(float(np.exp((baseline + 0.5).sum() / words.sum())), -baseline - 0.5, words),
+            False,
+        )
+    )
+    assert effect.delta > 0 > (effect.improvement or 0.0) and " (lower is better), no document" in effect.notes[0]
+
+
 def test_gains_that_pay_for_collapses_are_not_better() -> None:
     """Each twelfth document collapses; the clipped mean is better all the same, and the plain mean much worse."""
     generator = np.random.default_rng(0)

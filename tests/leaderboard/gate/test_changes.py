@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,20 @@ class TestWhatChanged:
             "the unedited model moved too, by -0.1250: that much is not the recipe's doing" in finding
             for finding in findings
         )
+
+    def test_what_a_baseline_lost_is_below_zero_also_where_lower_is_better(self, made: Any, kit: Any) -> None:
+        metric = {"higher_is_better": {"acc": False}}
+        worse, better = (replace(task, **metric) for task in kit.pair(400, 300, lost=60))
+        made.run("baseline", {"sums": better})
+        first = made.run("laser", {"sums": better})
+        later = {"settings_id": "two", "started": "2026-02-02T00:00:00Z"}
+        made.run("baseline", {"sums": worse}, folder="base2", spec_id="b2", **later)
+        second = made.run("laser", {"sums": worse}, folder="laser2", spec_id="l2", **later)
+        database = made.root / "leaderboard.duckdb"
+        assert ingest([made.root], database).rejected == []
+        choose(database, str(first), "x")
+        findings = gated(second, database=database).baselines[1].findings
+        assert any("the unedited model moved too, by -0.1500" in finding for finding in findings), findings
 
     @pytest.mark.slow
     def test_a_baseline_that_moved_too_is_said_of_a_named_run_without_a_database(self, made: Any, kit: Any) -> None:
