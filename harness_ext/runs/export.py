@@ -8,7 +8,8 @@ the shift dropped. The folder is written beside its place and renamed when whole
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -338,6 +339,10 @@ def _written_dense(made_dense: Collection[str]) -> str:
     return f"written back dense.{products}"
 
 
+def _digest(hashes: Sequence[str]) -> str:
+    return hashlib.sha256("".join(f"{one}\n" for one in hashes).encode()).hexdigest()
+
+
 def export_card(
     lm: EditedModel, model_name: str, command: list[str], made_dense: Collection[str] = (), written: str | None = None
 ) -> str:
@@ -349,16 +354,19 @@ def export_card(
 
     assert lm.recipe is not None and lm.applied is not None
     found = without_searching(lm.recipe, lm.applied.searches)
-    learned = _chosen_on(lm)
-    if lm.applied.searches and learned:
-        found |= {"chosen_on": learned, "wordings": _wordings(lm)}
+    # thousands of hashes, which the receipt has
+    given = [found.pop(name, None) for name in ("chosen_on", "wordings")]
     recipe = yaml.safe_dump(found, sort_keys=False, allow_unicode=True)
+    learned = _chosen_on(lm)
     apart = (
-        " The documents that it learned from, or was chosen on, are under `chosen_on` in `receipt.json`: `lm_eval run"
+        " The documents that it learned from, or was chosen on, are under `chosen_on` in `receipt.json`"
+        f" ({len(learned):,} hashes, one a line of SHA-256 {_digest(learned)}): `lm_eval run"
         " --recipe` leaves them out of this model's score, and any other score on them is no evidence."
         if learned
         else ""
     )
+    if learned and (lm.applied.searches or any(given)):
+        apart += " A file of the recipe below needs `chosen_on` and `wordings` from there to do so too."
     changes = split_specification(lm.recipe.label)[2]
     changed = (
         f" Changed from the recipe as it is shipped or filed, which summary and caveats describe: {changes}."

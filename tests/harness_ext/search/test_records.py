@@ -4,7 +4,9 @@ wrong.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -335,7 +337,10 @@ def test_what_was_chosen_beyond_a_limit_stays_out_of_the_whole_score(demo_run, l
     exported = json.loads((tmp_path / "edited" / "receipt.json").read_text())
     assert set(exported["chosen_on"]) >= set(used["documents"])
     card = (tmp_path / "edited" / "README.md").read_text()
-    assert used["documents"][0] in card and "under `chosen_on` in `receipt.json`" in card
+    assert "under `chosen_on` in `receipt.json`" in card and f"({len(exported['chosen_on'])} hashes, one a line" in card
+    assert hashlib.sha256("".join(f"{one}\n" for one in exported["chosen_on"]).encode()).hexdigest() in card
+    assert "needs `chosen_on` and `wordings` from there" in card and set(exported["wordings"]) == {"same"}
+    assert len(re.findall(r"\b[0-9a-f]{16,}\b", card)) == 1
     ran = demo_run(
         "--recipe", "baseline", *here, "--model_args", f"pretrained={tmp_path / 'edited'}", tasks="same", limit=80
     )
