@@ -127,24 +127,52 @@ def _layers_of(pretrained: str) -> int:
 
 
 def smaller_sentences(rows: Sequence[Reported], cells: Sequence[Cell]) -> Iterator[str]:
-    """A sentence for each metric of the claim that was measured; where none was, one for the metric that the sample is
-    judged by, which is compared with nothing. Of a claim about an unedited model, its score.
+    """A sentence for each metric of the claim: on what was measured of it or, of log-likelihoods, of its negative, or
+    that nothing was. Where no metric of the claim was, one for the metric that the sample is judged by, which is
+    compared with nothing. Of a claim about an unedited model, its score.
     """
     from leaderboard.board.claims import of_unedited
     from leaderboard.report.claim_words import as_open_as_before, verdict_sentence
 
-    measured = [one for whole in cells for one in (whole, *whole.further) if one.control is None]
-    compared = [one for one in measured if one.delta is not None]
-    same = [(entry, cell) for cell in compared for entry in rows if entry.metric == cell.metric]
-    for entry, cell in same:
-        yield f"{entry.metric}: {verdict_sentence(entry, cell, is_the_claim=False)}"
-    if same:
-        return
-    for cell in (one for one in cells if one.control is None):
-        if cell.delta is not None:
-            own = rows[0]._replace(metric=cell.metric)
-            told = verdict_sentence(own, cell, is_the_claim=False).partition("; ")[2]
-            yield f"{cell.metric}, where the claim has {rows[0].metric}: {told}"
-        elif of_unedited(rows[0]) and cell.score is not None:
-            told = f"{cell.score:.4g} unedited; {as_open_as_before(rows[0], cell)}"
-            yield f"{cell.metric}: {told}"
+    own = [cell for cell in cells if cell.control is None]
+    further = [_with_controls(one, whole, cells) for whole in own for one in whole.further]
+    compared = [one for one in (*own, *further) if one.delta is not None]
+    measured = [(entry, cell) for entry in rows for cell in _of_metric(entry, compared)]
+    if not measured and compared:
+        measured = [(rows[0], whole) for whole in own if whole.delta is not None]
+    for entry in rows if compared else ():
+        if all(told is not entry for told, _ in measured):
+            tasks = ", ".join(dict.fromkeys(cell.task for cell in own))
+            yield f"{entry.metric}: nothing was measured of it, since {tasks} has no such metric"
+    for entry, cell in measured:
+        if entry.metric == cell.metric:
+            yield f"{entry.metric}: {verdict_sentence(entry, cell, is_the_claim=False)}"
+            continue
+        told = verdict_sentence(entry._replace(metric=cell.metric), cell, is_the_claim=False).partition("; ")[2]
+        yield f"{cell.metric}, where the claim has {entry.metric}: {told}"
+    for cell in own:
+        if cell.delta is None and of_unedited(rows[0]) and cell.score is not None:
+            yield f"{cell.metric}: {cell.score:.4g} unedited; {as_open_as_before(rows[0], cell)}"
+
+
+def _with_controls(one: Cell, whole: Cell, cells: Sequence[Cell]) -> Cell:
+    """A further metric with its controls by their scores: the board judges against them what is claimed of a model."""
+    from leaderboard.board.cell import changed
+
+    pairs = [
+        changed(pair, baseline_score=alone.score, score=one.score, verdict="not judged")
+        for pair in whole.against_controls
+        for control in cells
+        if (control.run_id, control.task) == (pair.baseline_run, one.task)
+        for alone in control.further
+        if (alone.metric, alone.filter) == (one.metric, one.filter)
+    ]
+    return one if one.against_controls else changed(one, against_controls=tuple(pairs))
+
+
+def _of_metric(entry: Reported, cells: Sequence[Cell]) -> list[Cell]:
+    """The cells of a claim's metric, or else of the same by another name of a task of ours, perhaps its negative."""
+    from leaderboard.metrics import GOLD_NAMES
+
+    names = GOLD_NAMES if entry.metric in GOLD_NAMES else {entry.metric}
+    return [cell for cell in cells if cell.metric == entry.metric] or [cell for cell in cells if cell.metric in names]

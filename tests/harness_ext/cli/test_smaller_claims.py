@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,11 @@ from harness_ext.cli.smaller_claims import (
     TRAINING_ITEMS,
     sample_for,
     smaller_recipe,
+    smaller_sentences,
     standing_in,
 )
 from harness_ext.errors import UserError
+from leaderboard.board.cell import Cell
 from leaderboard.board.claims import of_identity, recipe_for
 from leaderboard.board.reported import published
 from tests.harness_ext.cli.calling import called
@@ -99,3 +103,36 @@ def test_a_row_of_every_table_has_a_smaller_form(
         assert "measured" in last
         # a search that keeps no edit has no budget that a control could take
         assert "random-subspace" in last or ", +0.0000 [" in last
+
+
+def cell(metric: str, **more: Any) -> Cell:
+    about = {"improvement": 0.1, "delta": 0.1, "low": 0.05, "high": 0.15} | more
+    return Cell("demo", "laser", "1", "audit_facts", metric, "none", 20, 0.4, 0.5, "better", **about)
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ("log_loss", "log_loss: laser on 20 documents: reported "),
+        ("gold_logprob", "gold_logprob, where the claim has log_loss: measured 0.4 -> 0.5, +0.1000 "),
+        ("acc_norm", "log_loss: nothing was measured of it, since audit_facts has no such metric"),
+    ],
+)
+def test_every_metric_of_a_claim_is_told(beside: str, said: str) -> None:
+    rows = of_identity("laser/roberta/wikidata_qa")
+    assert [row.metric for row in rows] == ["acc", "log_loss"]
+    told = list(smaller_sentences(rows, [cell("acc", further=(cell(beside),))]))
+    assert len(told) == 2 and any(line.startswith("acc: laser on 20 documents: reported 0.28 -> ") for line in told)
+    assert any(line.startswith(said) for line in told) and told[-1].endswith("so the claim is as open as before")
+    other, first = smaller_sentences(rows, [cell("log_odds")])
+    assert first.startswith("log_odds, where the claim has acc: measured ") and other.startswith("log_loss: nothing")
+
+
+def test_a_further_metric_has_its_control() -> None:
+    pair = cell("acc", control="noise", baseline_run="2")
+    control = replace(cell("acc", control="noise", further=(replace(cell("gold_logprob"), score=0.45),)), run_id="2")
+    edited = cell("acc", further=(cell("gold_logprob"),), against_controls=(pair,))
+    *_, said = smaller_sentences(of_identity("laser/roberta/wikidata_qa"), [edited, control])
+    assert (
+        said.startswith("gold_logprob") and "its noise: +0.0500, and the edit against it +0.0500 (not judged)" in said
+    )
