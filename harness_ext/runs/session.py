@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.collect import check_pairs
 from harness_ext.editing.controls import NoControl, check_control, control_recipe
-from harness_ext.editing.plan import planned_matrices
+from harness_ext.editing.plan_matrices import planned_matrices
 from harness_ext.editing.warnings import checkpoint_warnings, receipt_warnings
 from harness_ext.errors import UserError, VariantFailed, located
 from harness_ext.lm_eval_adapter import admission

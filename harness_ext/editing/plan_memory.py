@@ -1,0 +1,118 @@
+"""What a step of a plan holds in memory beside its edits, in bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness_ext.editing.plan_workload import (
+    ANSWER,
+    batch_of,
+    batches_of_search,
+    documents_of,
+    is_walked,
+    matrices_of,
+    passes_of,
+    statistics_names,
+    width_of,
+)
+from harness_ext.editing.sharing import held_by_refit
+from harness_ext.methods import registered_methods
+from harness_ext.methods.search_registry import registered_searches
+from harness_ext.recipe.schema import statistics_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from harness_ext.editing.plan import Plan
+    from harness_ext.editing.plan_matrices import PlannedMatrix
+    from harness_ext.recipe.schema import Step
+
+_FP32 = 4
+
+
+class Held(NamedTuple):
+    """Bytes that a step holds beside its edits: kept while matrices are edited, and those while it learns alone."""
+
+    kept: int
+    learning: int
+
+
+def held_of(plan: Plan, number: int, step: Step) -> Held:
+    """Kept are statistics of a group of matrices, states of the documents, factors in training, and the standing edits
+    of a search; activations of a batch, with the logits that are made of it, are let go before the edits.
+    """
+    own = matrices_of(plan, number)
+    if not documents_of(step) or not own:
+        return Held(0, 0)
+    widest = max(sum(item.matrix.shape) for item in own)
+    kept = _held_by_training(step, _of_fullest_layer(own) if step.trains_blocks else own)
+    kept += _held_by_search(step, own) + held_by_refit(step, [item.matrix for item in own])
+    learning = 0
+    if not step.is_search or statistics_names(step):
+        passes, batch = passes_of(plan, number, step), batch_of(plan, step)
+        of_logits = batch.of_all if passes.backward and not step.trains_blocks else ANSWER * batch.documents
+        learning = 2 * _FP32 * of_logits * plan.vocabulary + 3 * _FP32 * batch.of_all * widest
+        # A backward pass needs what each layer that it goes through made.
+        made = _FP32 * batch.of_all * sum(count * sum(shape) for shape, count in plan.products)
+        if passes.backward:
+            learning += made if step.trains and not step.trains_blocks else made // max(1, plan.layers)
+        if not step.trains and is_walked([item.matrix for item in own]):
+            states = documents_of(step) * plan.tokens * width_of(plan) * _FP32
+            beside = 2 * (not step.is_search and registered_methods()[step.method].compares_with_unedited)
+            kept += states * (plan.layers + 1 if passes.backward or step.is_search else 2 + beside)
+            own = own if step.is_search else _of_fullest_layer(own)
+        if step.trains_blocks:
+            # Those of the edited model and of the unedited one, and each once more as it enters.
+            kept += 4 * documents_of(step) * plan.tokens * width_of(plan) * _FP32
+        kept += _held_factors(own, statistics_of(step))
+    if step.is_search:
+        # Statistics are let go before the trials, but by a search that goes from the last layer to the first.
+        standing = kept if _held_by_search(step, own) else 0
+        learning = max(kept - standing + learning, _held_by_trials(plan, number, step, widest))
+        kept = standing
+    return Held(kept, learning)
+
+
+def _of_fullest_layer(own: Sequence[PlannedMatrix]) -> list[PlannedMatrix]:
+    by_layer = Counter(item.matrix.layer for item in own)
+    fullest = max(by_layer, key=lambda layer: by_layer[layer])
+    return [item for item in own if item.matrix.layer == fullest]
+
+
+def _held_by_trials(plan: Plan, number: int, step: Step, widest: int) -> int:
+    """Of the largest batch activations and logits at its answers, and the states of all documents that enter layers."""
+    from harness_ext.search.suffix_replay import STATE_BYTES
+
+    found = next(search for search in plan.searches if search.step == number)
+    search = registered_searches()[step.method]
+    alternatives = max(search.trials([item.matrix.shape], step.parameters) for item in matrices_of(plan, number))
+    plain, small, copies = batches_of_search(step, plan.tokens, alternatives)
+    answers = ANSWER * max(plain.documents, small.documents * copies)
+    states = min(STATE_BYTES, plan.layers * found.documents * plan.tokens * width_of(plan) * _FP32)
+    tokens = max(plain.of_all, small.of_all * copies)
+    return 3 * _FP32 * tokens * widest // 2 + 2 * _FP32 * answers * plan.vocabulary + states
+
+
+def _held_factors(matrices: Sequence[PlannedMatrix], names: frozenset[str]) -> int:
+    """What a pass over the documents holds for these statistics, of a group of matrices."""
+    from harness_ext.calibration.collect import FACTOR_BYTES, held_bytes
+
+    held: Mapping[str, int] = {item.matrix.key: held_bytes(item.matrix.shape, names) for item in matrices}
+    return min(max(FACTOR_BYTES, max(held.values(), default=0)), sum(held.values()))
+
+
+def _held_by_training(step: Step, own: Sequence[PlannedMatrix]) -> int:
+    """What a step that trains its matrices holds, activations aside: two factors of each in fp32, their gradients and
+    two moments each; nothing where it does not train.
+    """
+    if not step.trains:
+        return 0
+    added = step.training.added_rank if step.training is not None else 0
+    return sum(4 * _FP32 * (min(item.matrix.shape) + added) * sum(item.matrix.shape) for item in own)
+
+
+def _held_by_search(step: Step, own: Sequence[PlannedMatrix]) -> int:
+    """The edits of a search that stand while others are tried."""
+    stand = step.is_search and registered_searches()[step.method].takes_on
+    return sum(item.parameters_before * item.element_bytes for item in own) if stand else 0
