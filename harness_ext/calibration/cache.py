@@ -198,6 +198,23 @@ class StatisticsCache:
                 assert kept is not None, "a batch in use is not dropped"
                 yield [matrix], {matrix.key: _named(self._statistics, batch, matrix.key, kept)}
 
+    def at_hand(
+        self,
+        about: Sequence[str],
+        matrices: Sequence[Matrix],
+        learn: Callable[[Sequence[Matrix]], Iterator[Learned]],
+        expected: int,
+    ) -> Mapping[str, Statistics] | None:
+        """The statistics of these matrices by `Matrix.key`, read when asked for, once those that have none yet are
+        learned; None where not all of them can be kept. Arguments are those of `through`.
+        """
+        if not self._statistics.admits(expected):
+            return None
+        if self.lacks(about, matrices):
+            for _ in self.through(about, matrices, learn, expected):
+                pass
+        return None if self.lacks(about, matrices) else _OnScratch(self._statistics, _batch(about), {})
+
     def remember(self, function: Callable[..., tuple[Tensor, ...]], *arguments: Tensor) -> tuple[Tensor, ...]:
         """`function(*arguments)` of a pure function of tensors, worked out once for the same arguments; on the device
         of the first.

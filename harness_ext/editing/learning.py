@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness_ext.calibration.by_layer import LayerWalk, Learned, gathered, walk_through
-from harness_ext.calibration.collect import gather, groups, held_bytes, needs_originals, not_finite
+from harness_ext.calibration.collect import gather, needs_originals, not_finite
 from harness_ext.calibration.context import DocumentBatches, StepContext
 from harness_ext.calibration.documents import LabelledDocument
-from harness_ext.calibration.sinks import RULE
+from harness_ext.calibration.kept import about_losses, about_statistics, by_whole_passes, walked
 from harness_ext.editing.edit_matrix import decompose, require_finite, require_finite_statistics
 from harness_ext.editing.measured import (
     Log,
@@ -29,7 +29,6 @@ from harness_ext.editing.prime_units import with_prime_units
 from harness_ext.editing.sharing import in_groups, in_refitted_groups, refits_groups
 from harness_ext.errors import UserError
 from harness_ext.methods import Svd, registered_methods
-from harness_ext.methods.registry import sink_use
 from harness_ext.model.components import feeders_of
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
@@ -176,7 +175,7 @@ def _measure_before(context: StepContext, labelled: Sequence[LabelledDocument], 
     """The losses of the model as it is, measured once a session."""
     if record.losses is None:
         return
-    known, name = context.model.statistics_cache.losses, _about(context, labelled)
+    known, name = context.model.statistics_cache.losses, about_losses(context.model, labelled)
     if name not in known:
         known[name] = losses_by_task(context, labelled)
     record.losses.before = _finite(context, known[name])
@@ -188,11 +187,6 @@ def _finite(context: StepContext, losses: Mapping[str, TaskLoss]) -> Mapping[str
     if loss_of_all(losses) is None:
         raise not_finite(in_float64=context.model.lm.model.dtype == torch.float64)
     return losses
-
-
-def _about(context: StepContext, labelled: Sequence[LabelledDocument]) -> tuple[str, ...]:
-    """All that the losses of documents depend on, and statistics of them as well."""
-    return (context.model.weights.digest(), *(repr(document) for document in labelled))
 
 
 def _one_after_another(
@@ -220,21 +214,18 @@ def _at_once(
     record: LearningRecord,
 ) -> Iterator[Learned]:
     """All that is learned is of the model as it is. Statistics are kept for later recipes of the session."""
-    cache, names = context.model.statistics_cache, method_of(context.step).gathered
-    losses = _about(context, batches.documents)
-    sinks = [f"{name}: sink tokens {use}" for name, use in sink_use(names).items()]
-    about = [str(batches.size), RULE, *sinks, *losses]
-    if walk is None or not cache.lacks(about, matrices):
+    model, names = context.model, method_of(context.step).gathered
+    losses, about = about_losses(model, batches.documents), about_statistics(model, names, batches)
+    if walk is None or not model.statistics_cache.lacks(about, matrices):
         _measure_before(context, batches.documents, record)
     if walk is None:
-        yield from _whole_passes(context, matrices, batches, about)
+        yield from by_whole_passes(model, matrices, names, batches, _decomposing(context))
         return
-    expected = sum(held_bytes(matrix.shape, names) for matrix in matrices)
-    yield from cache.through(about, matrices, walk.as_it_is, expected)
+    yield from walked(model, walk, matrices, about)
     if record.losses is not None and record.losses.before is None:
         # Walked to its end, which has the loss besides.
-        cache.losses[losses] = means_by_task(walk.losses)
-        record.losses.before = _finite(context, cache.losses[losses])
+        model.statistics_cache.losses[losses] = means_by_task(walk.losses)
+        record.losses.before = _finite(context, model.statistics_cache.losses[losses])
 
 
 def _of_the_edited(
@@ -247,20 +238,6 @@ def _of_the_edited(
     found = gather(context.model.lm, matrices, method_of(context.step).gathered, batches, _decomposing(context))
     for matrix in matrices:
         yield [matrix], {matrix.key: found.get(matrix.key, {})}
-
-
-def _whole_passes(
-    context: StepContext, matrices: Sequence[Matrix], batches: DocumentBatches, about: Sequence[str]
-) -> Iterator[Learned]:
-    model, step = context.model, context.step
-    names = method_of(step).gathered
-
-    def gather_for(group: Sequence[Matrix]) -> Mapping[str, Mapping[str, Tensor]]:
-        return gather(model.lm, group, names, batches, _decomposing(context))
-
-    found = model.statistics_cache.gathered(about, matrices, gather_for, lambda missing: groups(missing, names))
-    for matrix in matrices:
-        yield [matrix], {matrix.key: found[matrix.key]}
 
 
 def _found(

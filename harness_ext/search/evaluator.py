@@ -17,9 +17,17 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.calibration.by_layer import Learned, LearnedComponents, gathered, no_components, walk_through
+from harness_ext.calibration.by_layer import (
+    Learned,
+    LearnedComponents,
+    Statistics,
+    gathered,
+    no_components,
+    walk_through,
+)
 from harness_ext.calibration.collect import gather, groups, needs_backward
 from harness_ext.calibration.context import DocumentBatches, StepContext
+from harness_ext.calibration.kept import about_statistics, at_hand, walked
 from harness_ext.calibration.layer_change import LayerChange, layer_changes
 from harness_ext.errors import VariantFailed
 from harness_ext.model.seeding import generator_for
@@ -74,9 +82,10 @@ class CandidateEvaluator:
 
     weight, standing_weight, truncations, generator: a matrix as it was and as it stands, its truncations at several
     ranks, and what an ordinary step would draw from. layer_changes: how far layers turn their hidden states. gather:
-    statistics, as a method would be given them. try_out: alternatives for one matrix side by side; try_together: edits
-    of several matrices at once; each makes trials. take: let an edit stand while others are tried. as_it_is: the model
-    as it stands now. measure_divergence: trials from here on say how far they are from it.
+    statistics, as a method would be given them; at_hand: the same where they are shared. try_out: alternatives for one
+    matrix side by side; try_together: edits of several matrices at once; each makes trials. take: let an edit stand
+    while others are tried. as_it_is: the model as it stands now. measure_divergence: trials from here on say how far
+    they are from it.
 
     Everything else is the engine's. lm, weights and decomposer are those of the context; trials are kept in its
     `resume`. stage: is told the number of them made, and the best. resumed: how many an earlier process made.
@@ -392,10 +401,32 @@ class CandidateEvaluator:
         self._count_passes(names, components, len(batches.documents) / len(self.documents))
         return gathered(self.lm, matrices, names, batches, components)
 
-    def gather_in_parts(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
-        """As `gather`, in parts that fit together: what one part holds is let go before the next is asked for."""
+    def at_hand(self, names: frozenset[str]) -> Statistics | None:
+        """Statistics of all matrices of the unedited model that take no gradients, as an ordinary step learns them and
+        for it and later recipes as well, read when asked for; None where they cannot be had: edits stand, or there is
+        no room. They are then to be gathered.
+        """
+        walk = walk_through(self.lm, self.matrices, names, self._document_batches, no_components)
+        if walk is None or walk.backward or self._standing.notes:
+            return None
+        return at_hand(self.context.model, walk, self.matrices, self._shared(names))
+
+    def _shared(self, names: frozenset[str]) -> Sequence[str]:
+        """All that shared statistics depend on. A pass is counted whether or not they are there already: a record does
+        not depend on what else a session runs.
+        """
         self._count_passes(names, None)
+        return about_statistics(self.context.model, names, self._document_batches)
+
+    def gather_in_parts(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
+        """As `gather`, in parts that fit together: what one part holds is let go before the next is asked for. Those of
+        the unedited model that take no gradients are shared as `at_hand` says.
+        """
         walk = walk_through(self.lm, matrices, names, self._document_batches, no_components)
+        if walk is not None and not walk.backward and not self._standing.notes:
+            yield from walked(self.context.model, walk, matrices, self._shared(names))
+            return
+        self._count_passes(names, None)
         if walk is not None:
             yield from walk.as_it_is(matrices)
             return

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness_ext.calibration.sinks import SeenTokens
+from harness_ext.methods import call, registered_methods
 from harness_ext.methods.allocation import Spectrum
+from harness_ext.model.digests import moved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,11 +54,22 @@ def statistics_by_factorisation(settings: Mapping[str, Any]) -> frozenset[str]:
     return STATISTICS[settings["factorisation"]]
 
 
+def learned_by(factorisation: str) -> frozenset[str]:
+    """What a search gathers for spectra; of `feature_space` the mean too, so that the step that it finds shares it."""
+    if factorisation == "feature_space":
+        return registered_methods()[factorisation].gathered
+    return STATISTICS[factorisation]
+
+
 def tried_as(factorisation: str) -> tuple[str, ...]:
     """A note on trials of what is tried as another factorisation; none on the others."""
     if factorisation not in ("anchored", "nested_decomposition"):
         return ()
     return (f"trials of {factorisation} were made by feature_space, which it starts from",)
+
+
+Remember = Callable[..., tuple["Tensor", ...]]
+"""Calls a pure function of tensors, or gives what an earlier call gave."""
 
 
 class Decomposed(NamedTuple):
@@ -69,10 +82,12 @@ class Decomposed(NamedTuple):
     serving: Callable[[int], tuple[Tensor, Tensor]]
 
 
-def decomposed(weight: Tensor, factorisation: Factorisation, learned: Mapping[str, Tensor]) -> Decomposed:
-    """weight: `[m, n]`. learned: the statistics that `STATISTICS` names."""
+def decomposed(
+    weight: Tensor, factorisation: Factorisation, learned: Mapping[str, Tensor], remember: Remember = call
+) -> Decomposed:
+    """weight: `[m, n]`. learned: the statistics that `STATISTICS` names. remember: as `feature_space` has it."""
     dense = weight.double()
-    found = {name: learned[name].to(weight.device) for name in STATISTICS[factorisation]}
+    found = {name: moved(learned[name], weight.device) for name in STATISTICS[factorisation]}
     if factorisation == "truncate_svd":
         return _plain(dense)
     if factorisation == "activation_aware_svd":
@@ -81,7 +96,7 @@ def decomposed(weight: Tensor, factorisation: Factorisation, learned: Mapping[st
         return _columns_scaled(dense, found["fisher_information"].double().sqrt())
     if factorisation == "two_sided_svd":
         return _both_sides_weighted(dense, found["input_second_moment"], found["gradient_second_moment"])
-    return _outputs(dense, found["input_second_moment"])
+    return _outputs(weight, found["input_second_moment"], remember)
 
 
 def _plain(dense: Tensor) -> Decomposed:
@@ -120,10 +135,10 @@ def _both_sides_weighted(dense: Tensor, inputs: Tensor, gradients: Tensor) -> De
     return Decomposed(outputs.eigenvalues.sqrt(), serving)
 
 
-def _outputs(dense: Tensor, moment: Tensor) -> Decomposed:
+def _outputs(weight: Tensor, moment: Tensor, remember: Remember) -> Decomposed:
     from harness_ext.methods.feature_space import leading_directions, output_spectrum
 
-    eigenvalues, eigenvectors = output_spectrum(dense, moment)
+    dense, (eigenvalues, eigenvectors) = weight.double(), remember(output_spectrum, weight, moment)
 
     def serving(largest: int) -> tuple[Tensor, Tensor]:
         directions, _ = leading_directions(dense, eigenvalues, eigenvectors, largest)
@@ -138,12 +153,13 @@ def each_decomposed(
     """The matrices of a search in their order, decomposed one at a time, statistics gathered for as many as fit
     together.
     """
-    names = STATISTICS[factorisation]
+    names = learned_by(factorisation)
     parts = evaluator.gather_in_parts(evaluator.matrices, names) if names else [(evaluator.matrices, {})]
+    remember = evaluator.context.model.statistics_cache.remember
     for matrices, found in parts:
         for matrix in matrices:
             learned = found.get(matrix.key, {})
-            made = decomposed(evaluator.weight(matrix), factorisation, learned)
+            made = decomposed(evaluator.weight(matrix), factorisation, learned, remember)
             seen = SeenTokens.of(learned)
             kind = matrix.role or matrix.parameter
             yield matrix, Spectrum(matrix.shape, made.values.tolist(), kind, 1 if seen is None else seen.tokens), made

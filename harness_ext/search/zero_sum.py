@@ -13,9 +13,11 @@ from pydantic import Field
 
 from harness_ext.calibration.by_layer import LearnedComponents
 from harness_ext.errors import BudgetTooSmall
+from harness_ext.methods import call
 from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, search
+from harness_ext.model.digests import moved
 from harness_ext.model.size import stored_parameters
-from harness_ext.search.factorisations import step_of
+from harness_ext.search.factorisations import Remember, learned_by, step_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,7 @@ Shapes = Mapping[str, tuple[int, int]]
 Effects = Mapping[str, Sequence[float]]
 Ridge = Annotated[float, Field(gt=0)] | None
 Align = Annotated[int, Field(ge=1)] | None
+_MOMENT = frozenset({"input_second_moment"})
 _EFFECTS = ("input_second_moment", "singular_value_gradients")
 
 
@@ -116,22 +119,31 @@ def effects_of(
     """The predicted change of the loss of the model as it stands, without each direction, by `Matrix.key`. part: the
     places of the documents it is learned from, all unless given.
     """
-    components = LearnedComponents(
-        frozenset({"input_second_moment"}),
-        lambda matrix, learned: _output_basis(evaluator.standing_weight(matrix), learned["input_second_moment"], ridge),
+    moments = evaluator.at_hand(learned_by("feature_space")) if part is None else None
+    components = (
+        LearnedComponents(
+            _MOMENT, lambda matrix, learned: _output_basis(evaluator.standing_weight(matrix), learned, ridge)
+        )
+        if moments is None
+        else lambda matrix: _output_basis(
+            evaluator.weight(matrix), moments[matrix.key], ridge, evaluator.context.model.statistics_cache.remember
+        )
     )
     gradients = evaluator.gather(evaluator.matrices, frozenset({"singular_value_gradients"}), components, part)
     return {matrix.key: (-gradients[matrix.key]["singular_value_gradients"]).tolist() for matrix in evaluator.matrices}
 
 
-def _output_basis(weight: Tensor, moment: Tensor, ridge: float | None) -> Svd:
+def _output_basis(
+    weight: Tensor, learned: Mapping[str, Tensor], ridge: float | None, remember: Remember = call
+) -> Svd:
     """U and `U^T W` in the form of a decomposition, its singular values one: the gradient in them is then `u_i^T G W^T
-    u_i`.
+    u_i`. remember: as `feature_space` has it, which then finds the spectrum.
     """
     from harness_ext.methods import Svd
     from harness_ext.methods.feature_space import output_spectrum, ridged
 
-    _, directions = output_spectrum(weight.double(), ridged(moment.double().to(weight.device), ridge))
+    moment = moved(learned["input_second_moment"], weight.device)
+    _, directions = remember(output_spectrum, weight, ridged(moment, ridge))
     return Svd(directions.to(weight), weight.new_ones(directions.shape[1]), (directions.T @ weight.double()).to(weight))
 
 

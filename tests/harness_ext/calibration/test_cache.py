@@ -125,6 +125,34 @@ def test_sequential_statistics_are_never_kept(make_lm, gathered: list[str]) -> N
 
 
 @pytest.mark.slow
+def test_zero_sum_after_svd_llm_gathers_gradients_alone_and_is_what_it_is_alone(
+    make_lm, gathered: list[str], spectra: list[tuple[int, ...]]
+) -> None:
+    together = make_lm("llama")
+    count = len(together.weights.layout.matrices)
+    digest_after(together, "svd-llm:calibration.samples=20")
+    found = digest_after(together, "zero-sum:calibration.samples=20")
+    assert len(gathered) == 2 * count and len(spectra) == count
+    gathered.clear()
+    spectra.clear()
+    # Alone it learns the moments as the step does that it finds, and once.
+    assert digest_after(make_lm("llama"), "zero-sum:calibration.samples=20") == found
+    assert len(gathered) == 2 * count and len(spectra) == count
+
+
+@pytest.mark.slow
+def test_a_search_by_spectra_learns_once_with_the_step_that_it_finds(
+    make_lm, gathered: list[str], spectra: list[tuple[int, ...]]
+) -> None:
+    lm = make_lm("llama")
+    count = len(lm.weights.layout.matrices)
+    found = digest_after(lm, "d-rank:calibration.samples=20")
+    assert len(gathered) == len(spectra) == count
+    lm._statistics_cache = StatisticsCache(lm.weights._scratch, limit_bytes=0)
+    assert digest_after(lm, "d-rank:calibration.samples=20") == found and len(gathered) > count
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 20_000])
 def test_without_room_it_is_gathered_again_and_nothing_else_changes(
     make_lm, gathered: list[str], room: int, tmp_path: Path
