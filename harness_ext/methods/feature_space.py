@@ -82,10 +82,17 @@ def leading_directions(
     """As many directions `[m, rank]` as asked for, from the spectrum of the outputs of W `[m, n]`, and the fallback
     where that spans fewer. The first of them serve smaller ranks.
     """
-    spanned = int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
-    if rank <= spanned:
+    count = spanned(eigenvalues)
+    if rank <= count:
         return eigenvectors[:, :rank], None
-    return _completed(weight, eigenvectors[:, :spanned], rank), WEIGHT_DIRECTIONS
+    return _completed(weight, eigenvectors[:, :count], rank), WEIGHT_DIRECTIONS
+
+
+def spanned(eigenvalues: Tensor) -> int:
+    """How many directions outputs span, of a descending spectrum `[r]` in fp64: those beyond have no size but
+    rounding.
+    """
+    return int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
 
 
 def ridged(moment: Tensor, ridge: float | None) -> Tensor:

@@ -60,6 +60,7 @@ def check_floors(matrices: Sequence[Matrix], layers: int, settings: Mapping[str,
     ),
     trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
     statistics=_EFFECTS,
+    revision=2,
 )
 def zero_sum(
     evaluator: CandidateEvaluator,
@@ -133,18 +134,20 @@ def effects_of(
     return {matrix.key: (-gradients[matrix.key]["singular_value_gradients"]).tolist() for matrix in evaluator.matrices}
 
 
-def _output_basis(
-    weight: Tensor, learned: Mapping[str, Tensor], ridge: float | None, remember: Remember = call
-) -> Svd:
+def _output_basis(weight: Tensor, learned: Mapping[str, Tensor], ridge: float | None, remember: Remember = call) -> Svd:
     """U and `U^T W` in the form of a decomposition, its singular values one: the gradient in them is then `u_i^T G W^T
-    u_i`. remember: as `feature_space` has it, which then finds the spectrum.
+    u_i`. Directions of no size, as a matrix has that was truncated, have an effect of zero: else the sign of rounding
+    would decide what goes next, and two CPUs would choose other ranks. remember: as `feature_space` has it, which then
+    finds the spectrum.
     """
     from harness_ext.methods import Svd
-    from harness_ext.methods.feature_space import output_spectrum, ridged
+    from harness_ext.methods.feature_space import output_spectrum, ridged, spanned
 
     moment = moved(learned["input_second_moment"], weight.device)
-    _, directions = remember(output_spectrum, weight, ridged(moment, ridge))
-    return Svd(directions.to(weight), weight.new_ones(directions.shape[1]), (directions.T @ weight.double()).to(weight))
+    values, directions = remember(output_spectrum, weight, ridged(moment, ridge))
+    outputs = directions.T @ weight.double()
+    outputs[spanned(values) :] = 0
+    return Svd(directions.to(weight), weight.new_ones(len(values)), outputs.to(weight))
 
 
 def least_ranks(shapes: Shapes, min_fraction: float | None, align: int | None) -> dict[str, int]:

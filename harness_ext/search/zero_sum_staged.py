@@ -46,6 +46,7 @@ Edited = Callable[["Matrix", Mapping[str, "Tensor"]], "Tensor"]
     trials=lambda shapes, settings: int(any(min(shape) > 1 for shape in shapes)),
     statistics=("input_second_moment", "singular_value_gradients", "batch_gradients"),
     takes_on=True,
+    revision=2,
 )
 def zero_sum_staged(
     evaluator: CandidateEvaluator,

@@ -168,6 +168,8 @@ def test_what_gives_other_weights_than_it_first_did_says_so() -> None:
         "laser_search": 2,
         "lems": 2,
         "sfsd_surgical": 2,
+        "zero_sum": 2,
+        "zero_sum_staged": 2,
     }
 
 
