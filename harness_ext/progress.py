@@ -25,13 +25,14 @@ _ENOUGH_FOR_A_RATE = 50
 
 class Stage:
     """A part of long work, from `Progress.stage` to the end of its block. total: units of it, None where they cannot be
-    counted.
+    counted. expected: gives the seconds that are left, where the units are so unlike that their mean tells nothing.
     """
 
     def __init__(self, progress: Progress, what: str, total: int | None, units: str) -> None:
         self.what, self.total, self.units = what, total, units
         self.done = 0
         self.best = ""
+        self.expected: Callable[[], float | None] | None = None
         self.began = progress.clock()
         self.news = progress.count()
         self._progress = progress
@@ -56,6 +57,9 @@ class Stage:
 
     def left(self, now: float) -> str:
         """How long it will still take, in words; empty where that cannot be told."""
+        if self.expected is not None:
+            seconds = self.expected()
+            return duration(seconds) if seconds else ""
         if not self.total or not 0 < self.done < self.total:
             return ""
         return duration((now - self.began) / self.done * (self.total - self.done))
@@ -178,7 +182,8 @@ class _Told(Progress):
         place = max(range(len(stages)), key=lambda number: stages[number].news)
         outer, shown = stages[:place], stages[place]
         total = outer[0].total if outer else None
-        counted = f"[{min(outer[0].done + 1, total)}/{total}] " if total else ""
+        left = outer[0].left(self.clock()) if total and outer[0].expected is not None else ""
+        counted = f"[{min(outer[0].done + 1, total)}/{total}{f', {left} left' if left else ''}] " if total else ""
         names = "".join(f"{stage.named()}: " for stage in (outer[1:] if total else outer))
         best = next((stage.best for stage in (shown, *reversed(outer)) if stage.best), "")
         return f"{counted}{names}{self._told(shown)}" + (f"; {best}" if best else "")

@@ -230,7 +230,11 @@ def plan(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: in
     """
     if not checkpoint.tensors:
         raise UserError(f"{checkpoint.name} has no safetensors headers to plan from; the recipe can still be run")
-    checkpoint = as_loaded(checkpoint)
+    return plan_of_loaded(recipe, as_loaded(checkpoint), device, tokens)
+
+
+def plan_of_loaded(recipe: Recipe, checkpoint: Checkpoint, device: str = "cpu", tokens: int = TOKENS) -> Plan:
+    """`plan`, for a checkpoint as `as_loaded` gives it."""
     layout = layout_of(checkpoint)
     matrices = planned_in_layout(recipe, checkpoint, layout)
     sizes = {name: _count(tensor.shape) for name, tensor in checkpoint.tensors.items()}

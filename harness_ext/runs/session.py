@@ -39,6 +39,7 @@ from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.remote_copy import RemoteCopy
 from harness_ext.runs.spec import RunSpec
 from harness_ext.runs.stored_model import model_to_be_loaded, stored_model
+from harness_ext.runs.time_left import TimeLeft, expected_work
 from harness_ext.runs.variant_runs import VariantRuns
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
@@ -115,8 +116,13 @@ class Session:
         self._check_fit(variants)
         self._load_while_hashing()
         most = len(variants) + (len(variants) - 1) * len(self.config.controls)
+        time_left = TimeLeft(self._work, self.report.progress.clock)
         with self.report.progress.stage("scoring", most, "variants") as stage:
+            stage.expected = time_left.seconds
             for outcome in self._outcomes(variants):
+                if outcome.recipe.is_baseline:
+                    time_left.scored(outcome.run.receipt)
+                time_left.finished(outcome.recipe.label, reused=outcome.reused)
                 stage.advance()
                 if self._ranks.first:
                     self._remote.send(outcome.run)
@@ -188,6 +194,7 @@ class Session:
                 # A pattern that matches nothing may be the fault of weights that are not there.
                 check_headers(stored_model(self.loading_arguments))
             raise UserError("\n".join(mistakes))
+        self._work = expected_work(self._to_check, self.config.controls, loaded) if loaded is not None else {}
 
     def _headers(self) -> Checkpoint | None:
         return model_to_be_loaded(self.loading_arguments)

@@ -128,6 +128,23 @@ def test_the_stage_that_had_news_last_is_told_within_the_outer_ones(
     ]
 
 
+def test_what_is_left_of_unlike_units_is_told_before_the_stage_that_is_shown(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = ProgressLines(clock, threaded=False)
+    with progress.stage("scoring", 7, "variants") as variants, progress.stage("editing", 14, "matrices") as edited:
+        variants.advance(2)
+        for left in (None, 300.0):
+            variants.expected = lambda: left  # noqa: B023 - called at once
+            edited.advance()
+            clock.now += 60
+            progress.tick()
+    assert told(capsys) == [
+        "[3/7] editing: 1 of 14 matrices, about 13 min left, 60 s so far",
+        "[3/7, 5 min left] editing: 2 of 14 matrices, about 12 min left, 2 min so far",
+    ]
+
+
 def test_what_was_found_is_told_within_a_trial_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressLines(clock, threaded=False)
     with progress.stage("laser-search"), progress.stage("searching", 48, "trials") as search:
