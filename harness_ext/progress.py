@@ -34,6 +34,7 @@ class Stage:
         self.best = ""
         self.expected: Callable[[], float | None] | None = None
         self.began = progress.clock()
+        self._paced = self.began, 0
         self.news = progress.count()
         self._progress = progress
 
@@ -41,6 +42,10 @@ class Stage:
         """So many more units are done."""
         self.done += units
         self._has_news()
+
+    def pace_anew(self) -> None:
+        """The units from here on are unlike those before, which tell nothing of what is left."""
+        self.expected, self._paced = None, (self._progress.clock(), self.done)
 
     def found(self, best: str) -> None:
         """What the best is that was found so far, in words."""
@@ -60,9 +65,10 @@ class Stage:
         if self.expected is not None:
             seconds = self.expected()
             return duration(seconds) if seconds else ""
-        if not self.total or not 0 < self.done < self.total:
+        since, before = self._paced
+        if not self.total or not before < self.done < self.total:
             return ""
-        return duration((now - self.began) / self.done * (self.total - self.done))
+        return duration((now - since) / (self.done - before) * (self.total - self.done))
 
     def told(self, now: float) -> str:
         """The stage in one line, at a time of the clock."""

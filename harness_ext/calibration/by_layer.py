@@ -266,8 +266,11 @@ class LayerWalk:
         by_layer = self.by_layer(matrices)
         # There and back.
         with self._counted(2 * len(self.stack) - min(by_layer)) as counted:
+            # A layer takes several times as long on the way back.
+            counted.expected = lambda: None
             entering = self._before_each(len(self.stack) + 1, counted)
             gradients = self._gradients_of_loss(entering.pop())
+            counted.pace_anew()
             for layer in reversed(range(min(by_layer), len(self.stack))):
                 own = by_layer.get(layer, [])
                 found: dict[str, dict[str, Tensor]] = {}

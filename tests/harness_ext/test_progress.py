@@ -145,6 +145,25 @@ def test_what_is_left_of_unlike_units_is_told_before_the_stage_that_is_shown(
     ]
 
 
+def test_units_of_another_pace_tell_alone_what_is_left(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressLines(clock, threaded=False)
+    with progress.stage("calibrating", 60, "layers") as layers:
+        layers.advance(30)
+        clock.now += 60
+        progress.tick()
+        layers.pace_anew()
+        clock.now += 60
+        progress.tick()
+        layers.advance(3)
+        clock.now += 60
+        progress.tick()
+    assert told(capsys) == [
+        "calibrating: 30 of 60 layers, about 60 s left, 60 s so far",
+        "still calibrating: 30 of 60 layers, 2 min so far",
+        "calibrating: 33 of 60 layers, about 18 min left, 3 min so far",
+    ]
+
+
 def test_what_was_found_is_told_within_a_trial_too(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressLines(clock, threaded=False)
     with progress.stage("laser-search"), progress.stage("searching", 48, "trials") as search:
