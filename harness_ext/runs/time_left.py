@@ -80,6 +80,9 @@ class TimeLeft:
         """Expected from now on; None where the baseline did not tell."""
         if not self._scoring or not self._speed:
             return None
-        each = self._seconds / self._tokens if self._tokens else 1 / self._speed
+        each, spent = self._seconds / self._tokens if self._tokens else 1 / self._speed, self._clock() - self._began
+        if running := next(iter(self._waiting.values()), 0.0):
+            # What takes longer than expected already is news of those to come.
+            each = max(each, (spent - self._scoring) / running)
         expected = [self._scoring + each * tokens for tokens in self._waiting.values()]
-        return sum(expected) - min(self._clock() - self._began, sum(expected[:1]))
+        return sum(expected) - min(spent, sum(expected[:1]))

@@ -30,8 +30,8 @@ def test_scoring_and_learning_are_counted_and_learning_is_corrected_by_what_it_t
     clock.now += 15
     assert left.seconds() == pytest.approx(65)
     clock.now += 35
-    # One that takes longer than expected does not eat into the others.
-    assert left.seconds() == pytest.approx(60)
+    # One that takes longer than expected does not eat into the others, which will take longer as well.
+    assert left.seconds() == pytest.approx(10 + (10 + 80) + 10 + 10)
     left.finished("a", reused=False)
     assert left.seconds() == pytest.approx(10 + (10 + 80) + 10 + 10)
     # A control that is not made is waited for no longer, and what was there before tells nothing of the pace.
