@@ -138,13 +138,14 @@ class _OnScratch(Mapping[str, Mapping[str, "Tensor"]]):
 
 class StatisticsCache:
     """The stores of a session. scratch: an existing folder, removed by the caller. losses: of documents by task, by all
-    that they depend on; whoever measures them puts them there.
+    that they depend on; trials: of searches, likewise. Whoever measures them puts them there.
     """
 
     def __init__(self, scratch: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
         self._statistics = ScratchStore(scratch / "statistics", limit_bytes)
         self._results = ScratchStore(scratch / "results", limit_bytes)
         self.losses: dict[tuple[str, ...], Any] = {}
+        self.trials: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def lacks(self, about: Sequence[str], matrices: Sequence[Matrix]) -> bool:
         """Whether the statistics of one of these matrices are not there; see `gathered`."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.by_layer import (
@@ -27,7 +28,7 @@ from harness_ext.calibration.by_layer import (
 )
 from harness_ext.calibration.collect import gather, groups, needs_backward
 from harness_ext.calibration.context import DocumentBatches, StepContext
-from harness_ext.calibration.kept import about_statistics, at_hand, walked
+from harness_ext.calibration.kept import about_losses, about_statistics, at_hand, walked
 from harness_ext.calibration.layer_change import LayerChange, layer_changes
 from harness_ext.errors import VariantFailed
 from harness_ext.model.seeding import generator_for
@@ -240,9 +241,12 @@ class CandidateEvaluator:
         alternatives: Alternatives,
         settings: Sequence[Mapping[str, Any]],
         hopeless: Hopeless | None = None,
+        *,
+        once: bool = False,
     ) -> list[Trial]:
         """Try alternatives for one matrix on all documents, on top of what stands. settings: what each is, for the
-        record.
+        record. once: they say all that the alternatives follow from, so that other searches of the session that ask the
+        same of the same documents need not make the trials again; without hopeless.
 
         Trials found in the resume state are not made again.
         """
@@ -256,7 +260,8 @@ class CandidateEvaluator:
                 hopeless,
             )
 
-        made = self._kept([self._standing.notes, matrix.key, list(settings)], make)
+        asked = [self._standing.notes, matrix.key, list(settings)]
+        made = self._kept(asked, self._once(asked, make) if once else make)
         for trial in made:
             self._wrong += torch.tensor([digit == "0" for digit in trial.right])
             self._ran += torch.tensor([digit != NOT_RUN for digit in trial.right])
@@ -281,6 +286,26 @@ class CandidateEvaluator:
         self.trials += made
         self._tell(made)
         return made
+
+    @cached_property
+    def _known_trials(self) -> dict[str, tuple[list[Trial], float]]:
+        """Trials of the session on these documents, and the passes that they took."""
+        model = self.context.model
+        return model.statistics_cache.trials.setdefault(about_losses(model, self.documents), {})
+
+    def _once(self, asked: Any, make: Callable[[], list[Trial]]) -> Callable[[], list[Trial]]:
+        """Makes trials where the session has not; what they took is counted in each search."""
+        key = trial_key([self._budget, bool(self._references), asked])
+
+        def found() -> list[Trial]:
+            before = self._replay.passes
+            if key in self._known_trials:
+                self._replay.passes += self._known_trials[key][1]
+            else:
+                self._known_trials[key] = make(), self._replay.passes - before
+            return self._known_trials[key][0]
+
+        return found
 
     def _tell(self, made: Sequence[Trial]) -> None:
         """Tell how far the search is, and its best trial so far: the most documents right, then the lowest loss."""

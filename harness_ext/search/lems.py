@@ -149,7 +149,7 @@ def _measured(
         weight = evaluator.weight(matrix)
         left, right = (factor.to(weight) for factor in made.serving(largest))
         setting = step_of(evaluator, factorisation, {matrix.key: rank})
-        (trial,) = evaluator.try_out(matrix, Nested(left, right, (rank,)), [setting])
+        (trial,) = evaluator.try_out(matrix, Nested(left, right, (rank,)), [setting], once=True)
         assert trial.divergence is not None, "measured from here on"
         found.spectra[matrix.key] = spectrum
         found.divergences[matrix.key] = rank, trial.divergence

@@ -116,7 +116,7 @@ def _tried(
         weight = evaluator.weight(matrix)
         left, right = (factor.to(weight) for factor in made.serving(ranks[-1]))
         settings = [step_of(evaluator, factorisation, {matrix.key: rank}) for rank in ranks]
-        trials = evaluator.try_out(matrix, Nested(left, right, tuple(ranks)), settings)
+        trials = evaluator.try_out(matrix, Nested(left, right, tuple(ranks)), settings, once=True)
         found += [Sensitivity(matrix.key, rank, trial.loss) for rank, trial in zip(ranks, trials, strict=True)]
     return found
 

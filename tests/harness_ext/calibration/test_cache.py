@@ -15,6 +15,7 @@ from harness_ext.calibration.collect import watched_through as collect_watched
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
 from harness_ext.methods import feature_space
 from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.search.evaluator import CandidateEvaluator
 
 TEXTS = tuple(
     LabelledDocument("t", f"w{number} w{2 * number % 40}", f" w{(3 * number + 1) % 40}", str(number))
@@ -150,6 +151,39 @@ def test_a_search_by_spectra_learns_once_with_the_step_that_it_finds(
     assert len(gathered) == len(spectra) == count
     lm._statistics_cache = StatisticsCache(lm.weights._scratch, limit_bytes=0)
     assert digest_after(lm, "d-rank:calibration.samples=20") == found and len(gathered) > count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["strs", "lems:align=1"])
+def test_trials_of_single_matrices_are_made_once_for_all_budgets(
+    make_lm, monkeypatch: pytest.MonkeyPatch, search: str
+) -> None:
+    made, run = [], CandidateEvaluator._run
+
+    def counting(evaluator, matrix, *rest):
+        made.append(matrix.key)
+        return run(evaluator, matrix, *rest)
+
+    monkeypatch.setattr(CandidateEvaluator, "_run", counting)
+    name, _, more = search.partition(":")
+    recipes = [
+        parse_recipe(f"{name}:{','.join(filter(None, [more, 'calibration.samples=8', f'param_fraction={share}']))}")
+        for share in (0.8, 0.6)
+    ]
+    together, records = make_lm("llama"), []
+    for recipe in recipes:
+        records.append(together.apply(recipe, texts).searches[0])
+        digest = together.weights.digest()
+        together.undo()
+    assert len(made) == len(set(made)) == len(together.weights.layout.matrices)
+    alone = make_lm("llama")
+    (record,) = alone.apply(recipes[1], texts).searches
+    assert alone.weights.digest() == digest and len(made) == 2 * len(set(made))
+    assert {**record, "seconds": 0} == {**records[1], "seconds": 0} and record["chosen"] != records[0]["chosen"]
+    # Other documents are tried anew.
+    alone.undo()
+    alone.apply(parse_recipe(f"{name}:calibration.samples=9{more and f',{more}'}"), texts)
+    assert len(made) == 3 * len(set(made))
 
 
 @pytest.mark.slow
