@@ -352,8 +352,11 @@ class ModuleWatch:
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
+        # Modules, and this, refer to each other and to themselves: inputs and statistics would wait for the collector.
         if self._shared is not None:
-            self._shared.forget()  # modules and this refer to each other: a layer's inputs would wait for the collector
+            self._shared.forget()
+        for module in self.observed:
+            module.follows = None
 
     def begin(self, batch: PaddedBatch) -> None:
         """Start a batch."""

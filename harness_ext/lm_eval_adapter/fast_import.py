@@ -2,13 +2,15 @@
 
 Loading torch and transformers makes some two million objects that live until the end. Python's garbage collector walks
 the young ones again and again meanwhile, frees nothing, and takes about a third of the time. So it is off while they
-load, and what was loaded is kept out of later collections (`gc.freeze`), which makes those cheaper too.
+load, and what was loaded is kept out of later collections (`gc.freeze`), which makes those cheaper too. Only before
+torch is there: later a model may be alive, or statistics may wait for the collector, and what is frozen is never freed.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,14 +20,15 @@ def quick_imports() -> Iterator[None]:
     """Load libraries, or make many objects that stay, inside this block; nests, and leaves the collector switched as it
     was.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, holds_tensors = gc.isenabled(), "torch" in sys.modules
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
-            gc.freeze()
             gc.enable()
+        if was_enabled and not holds_tensors:
+            gc.freeze()
             # Extension modules that were loaded before complain at the end if the collector cannot reach their objects.
             atexit.unregister(gc.unfreeze)
             atexit.register(gc.unfreeze)
