@@ -92,17 +92,19 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe(real: ModuleType) -> N
         _baseline(real),
         *_figures(real, "both", better, better),
         *_figures(real, "some", better, ("undecided", "better")),
+        *_figures(real, "few", better, ("undecided", "same")),
         *_figures(real, "alike", better, ("better", "same")),
         *_figures(real, "harm", ("worse", "worse"), ("collapsed", "worse")),
     ]
     change = "+0.100 (+0.100 to +0.100)"
     assert real.summary(real.by_recipe(figures)) == (
         f"- `t` (0.400 unedited): better and beating its control: `both` {change}; better, as its control may be:"
-        f" `alike` {change}; better from some seeds only: `some` {change}; 1 of 4 are worse."
+        f" `alike` {change}; better from some seeds only, always beating its control: `some` {change}; better from some"
+        f" seeds only, as its control may be: `few` {change}; 1 of 5 are worse or collapsed."
     )
     beating_in_vain = _figures(real, "less bad", ("undecided", "better"))
     assert real.summary(real.by_recipe([_baseline(real), *beating_in_vain])) == (
-        "- `t` (0.400 unedited): nothing is better and beats its control; 0 of 1 are worse."
+        "- `t` (0.400 unedited): nothing is better and beats its control; 0 of 1 are worse or collapsed."
     )
 
 
@@ -119,6 +121,15 @@ def test_the_short_table_stays_short(real: ModuleType) -> None:
     )
 
 
+def test_a_small_model_that_gains_is_among_the_small_ones_where_better_gains_leave_it_no_room(real: ModuleType) -> None:
+    gains = [
+        real.Figure(f"gain{place}", 0, False, "", 0.8, 1.0, {"t": _outcome(real, 0.5 + place / 100, 0, 0.2, *words)})
+        for place, words in enumerate([("better", "better")] * 9 + [("worse", "better")])
+    ]
+    shown = real.in_short(real.by_recipe([_baseline(real), *gains])).splitlines()[2:]
+    assert [line.split("`")[1] for line in shown] == [f"gain{place}" for place in (8, 7, 6, 5, 4, 3, 2, 9, 1, 0)]
+
+
 def test_the_short_table_says_what_each_seed_says(real: ModuleType) -> None:
     first, second = _figures(real, "several", ("better", "better"), ("better", "better"))
     second = real.replace(second, outcomes={"t": _outcome(real, 0.6, 0.1, 0.3, "better", "better")})
@@ -128,6 +139,27 @@ def test_the_short_table_says_what_each_seed_says(real: ModuleType) -> None:
         "+0.150 (+0.100 to +0.200) better |",
         "+0.100 [+0.000, +0.200] better |",
     ]
+
+
+def test_a_limit_shows_on_which_side_of_zero_it_lies(real: ModuleType) -> None:
+    (figure,) = _figures(real, "near", ("better", "better"))
+    near = real.replace(figure, outcomes={"t": _outcome(real, 0.5, 0.00047, -0.0004, "better", "better")})
+    assert real.by_recipe([near])[0].shown("t") == "+0.100 [+0.0005, -0.0004]"
+
+
+def test_every_stored_figure_is_of_a_recipe_of_today(real: ModuleType) -> None:
+    asked = {real.identity_of(parse_recipe(one)) for one in real.recipes()}
+    assert {one.recipe for one in real.stored() if one.recipe_id not in asked} == {"baseline"}
+
+
+def test_tasks_without_items_are_told(real: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real, "HERE", tmp_path)
+    assert real.asked_tasks([]) == list(real.OF_THE_HUB) and real.asked_tasks(["piqa"]) == ["piqa"]
+    with pytest.raises(real.UnknownTask, match="no task real_facts here; there are arc_easy, .*: make real ITEMS=DIR"):
+        real.asked_tasks(["piqa", "real_facts"])
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "real_facts.yaml").touch()
+    assert real.asked_tasks(["real_facts"]) == real.asked_tasks([]) == ["real_facts"]
 
 
 def test_figures_of_another_machine_stay_with_its_unedited_model(real: ModuleType) -> None:
@@ -149,6 +181,10 @@ def test_figures_of_another_machine_stay_with_its_unedited_model(real: ModuleTyp
     (learned,) = (row for row in rows if row.recipe == "svd-llm")
     assert learned.shown("t") == "+0.110 (+0.100 to +0.120)", "each from the unedited model of its own machine"
     assert real.merged(earlier[:2], new) == new, "a machine that nothing is left of has no unedited model"
+    assert real.left_out(earlier, both) == ["gone"] and real.left_out(earlier, earlier) == []
+    pictures = real.drawn([*both[:3], real.replace(both[3], kept=0.7)], datetime.now(timezone.utc))
+    assert "svd: +0.120" in pictures["improvement"] and "svd-llm: +0.120" in pictures["improvement"]
+    assert "baseline: score 0.0" in pictures["size"], "differences alone stand beside each other"
     with pytest.raises(real.OtherTasks, match="the runs are of u, and the 4 figures in figures.json of t: .*--anew"):
         real.merged(earlier, [measured("svd", 0, 0.4, "u")])
 

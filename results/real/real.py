@@ -54,8 +54,10 @@ def prepare(items: Path | None) -> None:
     """Make what the sweep needs: the model, and task files for a folder of items that has a `make_tasks.py`."""
     if not (HERE / NAME / "config.json").is_file():
         _make_model(HERE / NAME)
-    if items is not None and (script := items / "make_tasks.py").is_file():
-        subprocess.run([sys.executable, script, HERE / "tasks"], check=True)
+    if items is None or not (script := items / "make_tasks.py").is_file():
+        print(f"No make_tasks.py in {items}: the tasks are the hub's, {', '.join(OF_THE_HUB)}.", file=sys.stderr)
+        return
+    subprocess.run([sys.executable, script, HERE / "tasks"], check=True)
 
 
 def _make_model(out: Path) -> None:
@@ -84,8 +86,26 @@ def _make_model(out: Path) -> None:
 
 def tasks() -> list[str]:
     """The real items where `prepare` found some, else lm-eval's own tasks, from the hub."""
-    found = [path.stem for path in sorted((HERE / "tasks").glob("*.yaml")) if path.stem not in TOO_FEW]
-    return found or list(OF_THE_HUB)
+    return [name for name in _made() if name not in TOO_FEW] or list(OF_THE_HUB)
+
+
+def asked_tasks(names: Sequence[str]) -> list[str]:
+    """The tasks that were named, or all. Raises UnknownTask for one that is neither made of items nor the hub's."""
+    known = [*_made(), *OF_THE_HUB]
+    if unknown := [name for name in names if name not in known]:
+        raise UnknownTask(
+            f"no task {', '.join(unknown)} here; there are {', '.join(known)}; others are made of a folder of items"
+            " with a make_tasks.py: make real ITEMS=DIR"
+        )
+    return list(names) or tasks()
+
+
+class UnknownTask(ValueError):
+    """A task whose items are not here."""
+
+
+def _made() -> list[str]:
+    return [path.stem for path in sorted((HERE / "tasks").glob("*.yaml"))]
 
 
 def recipes() -> Iterator[str]:
@@ -143,7 +163,7 @@ def _budgets(name: str) -> list[str]:
 def sweep_file(asked: Sequence[str]) -> dict[str, Any]:
     """The sweep, of these tasks; a cell is one recipe with its control, so that little is lost when one dies."""
     here = HERE.relative_to(ROOT).as_posix()
-    run = {"include_path": f"{here}/tasks"} if tuple(asked) != OF_THE_HUB else {}
+    run = {"include_path": f"{here}/tasks"} if not set(asked) <= set(OF_THE_HUB) else {}
     return {
         "name": "real",
         "output_path": f"{here}/runs",
@@ -305,6 +325,12 @@ def merged(earlier: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
     return in_order([*(one for scores, one in machines.items() if scores in found_on), *edited])
 
 
+def left_out(earlier: Sequence[Figure], figures: Sequence[Figure]) -> list[str]:
+    """The recipes of earlier figures that have none from their seed now."""
+    here = {(one.recipe, one.seed) for one in figures}
+    return sorted({written(one.recipe, one.seed) for one in earlier if (one.recipe, one.seed) not in here})
+
+
 class OtherTasks(ValueError):
     """Figures that cannot stand beside those that are there."""
 
@@ -348,7 +374,7 @@ class Row:
             limits = f" ({min(by_seed):+.3f} to {max(by_seed):+.3f})"
         else:
             low, high = found[0].low, found[0].high
-            limits = "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
+            limits = "" if low is None or high is None else f" [{_limit(low)}, {_limit(high)}]"
         return f"{mean(by_seed):+.3f}{limits}"
 
     def scores(self, task: str) -> str:
@@ -363,6 +389,11 @@ class Row:
     @property
     def seconds(self) -> float:
         return mean(one.seconds for one in self.own)
+
+
+def _limit(value: float) -> str:
+    """With three decimals, or as many as show on which side of zero it lies."""
+    return f"{value:+.3f}" if abs(value) >= 0.0005 or not value else f"{value:+.1g}"
 
 
 def by_recipe(figures: Sequence[Figure]) -> list[Row]:
@@ -385,14 +416,17 @@ def summary(rows: Sequence[Row]) -> str:
         broken = [row for row in measured_here if row.says(task, *BROKEN)]
         others = [row for row in helps if row not in beating]
         sometimes = [row for row in measured_here if row not in helps and "better" in row.words(task)]
+        against = [row for row in sometimes if row.beats(task)]
+        alike = [row for row in sometimes if row not in against]
         said = [
             f"better and beating its control: {_names(beating, task)}"
             if beating
             else "nothing is better and beats its control"
         ]
         said += [f"better, as its control may be: {_names(others, task)}"] if others else []
-        said += [f"better from some seeds only: {_names(sometimes, task)}"] if sometimes else []
-        said += [f"{len(broken)} of {len(measured_here)} are worse"]
+        said += [f"better from some seeds only, always beating its control: {_names(against, task)}"] if against else []
+        said += [f"better from some seeds only, as its control may be: {_names(alike, task)}"] if alike else []
+        said += [f"{len(broken)} of {len(measured_here)} are worse or collapsed"]
         lines.append(f"- `{task}` ({base.scores(task)} unedited): {'; '.join(said)}.")
     return "\n".join(lines)
 
@@ -441,9 +475,10 @@ def in_short(rows: Sequence[Row]) -> str:
     base, *edited = rows
     names = list(base.own[0].outcomes)
     gains = [row for row in edited if any(row.says(name, "better") and row.beats(name) for name in names)]
-    smaller = [row for row in edited if row not in gains and round(row.own[0].kept or 1, 2) <= SMALL]
+    shown = _best_first(gains, names)[:GAINS]
+    smaller = [row for row in edited if row not in shown and round(row.own[0].kept or 1, 2) <= SMALL]
     heads = [f"`{name}`: {base.scores(name)}" for name in names]
-    return _lines([*_best_first(gains, names)[:GAINS], *_best_first(smaller, names)[:SMALLER]], names, heads)
+    return _lines([*shown, *_best_first(smaller, names)[:SMALLER]], names, heads)
 
 
 def in_readme(text: str, figures: Sequence[Figure]) -> str:
@@ -473,12 +508,21 @@ def render(figures: Sequence[Figure]) -> str:
         tasks=", ".join(f"`{name}`" for name in rows[0].own[0].outcomes),
         task_names=" ".join(rows[0].own[0].outcomes),
         asked=len(asked),
+        missing=", ".join(f"`{name}`" for name in _unmeasured(asked, rows)) or "none",
         seeds=", ".join(map(str, SEEDS)),
     )
 
 
+def _unmeasured(asked: Iterable[str], rows: Sequence[Row]) -> list[str]:
+    """Recipes that were asked for at some budget and are measured from no seed."""
+    here = {row.recipe for row in rows}
+    return list(dict.fromkeys(name for name, _ in map(_parted, asked) if name not in here))
+
+
 def drawn(figures: Sequence[Figure], made: datetime) -> dict[str, str]:
-    """The two plots of the board's report, by name: of the first seed alone, on the last task."""
+    """The two plots of the board's report, by name: of the first seed alone, on the last task. Scores are differences,
+    each from the unedited model of its own machine.
+    """
     from leaderboard.report.contents import Report
     from leaderboard.report.plots import interval_plot, size_plot
     from leaderboard.report.svg import standalone
@@ -498,21 +542,21 @@ def _drawn(figure: Figure, task: str) -> Cell:
     """A figure as the plots take it."""
     from leaderboard.board.cell import Cell
 
-    outcome = figure.outcomes[task]
-    delta = None if outcome.low is None else outcome.difference
+    outcome, edited = figure.outcomes[task], figure.recipe != BASELINE
+    delta = outcome.difference if edited else None
     cell = Cell(
         model=NAME,
         recipe=figure.recipe,
         run_id=figure.recipe,
         task=task,
-        metric=outcome.metric,
+        metric=f"{outcome.metric}, difference from the unedited model",
         filter="none",
         n=outcome.n,
-        baseline_score=outcome.unedited,
-        score=outcome.score,
+        baseline_score=0.0,
+        score=outcome.difference,
         verdict=outcome.verdict,
         delta=delta,
-        improvement=delta if delta is None or outcome.higher_is_better else -delta,
+        improvement=None if delta is None else delta if outcome.higher_is_better else -delta,
         low=outcome.low,
         high=outcome.high,
         higher_is_better=outcome.higher_is_better,
@@ -534,12 +578,19 @@ def main() -> None:
         prepare(options.items)
     elif options.what == "sweep":
         # JSON is YAML.
-        SWEEP.write_text(json.dumps(sweep_file(options.tasks or tasks()), indent=1) + "\n", encoding="utf-8")
-    else:
         try:
-            figures = merged([] if options.anew else stored(), measured(HERE / "runs"))
+            sweep = sweep_file(asked_tasks(options.tasks))
+        except UnknownTask as error:
+            parser.error(str(error))
+        SWEEP.write_text(json.dumps(sweep, indent=1) + "\n", encoding="utf-8")
+    else:
+        earlier = [] if options.anew else stored()
+        try:
+            figures = merged(earlier, measured(HERE / "runs"))
         except OtherTasks as error:
             parser.error(str(error))
+        if gone := left_out(earlier, figures):
+            print(f"Left out, since the recipe has changed since: {', '.join(gone)}.", file=sys.stderr)
         FIGURES.write_text("[" + ",\n ".join(json.dumps(asdict(one)) for one in figures) + "]\n", encoding="utf-8")
         (HERE / "README.md").write_text(render(figures), encoding="utf-8")
         readme = ROOT / "README.md"
