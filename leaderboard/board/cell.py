@@ -14,7 +14,7 @@ Where a document counts for at most a bound, *same* and *better* are withheld wh
 collapsed (`compare.clipping`).
 
 *collapsed* takes the place of all four where the recipe ruined the model (`compare.collapse`), whatever the metric
-says.
+says. Only a comparison with the unedited model tells that.
 """
 
 from __future__ import annotations
@@ -228,8 +228,7 @@ def with_collapses(cells: list[Cell]) -> list[Cell]:
     for cell in cells:
         if cell.collapse:
             where.setdefault((cell.model_key, cell.weights), []).append(cell.task)
-    every = (one for cell in cells for one in (cell, *cell.further))
-    if not where and not any(pair.collapse for one in every for pair in one.against_controls):
+    if not where:
         return cells
     worded = [
         _with_collapse(cell, tuple(dict.fromkeys(where.get((cell.model_key, cell.weights), ())))) for cell in cells
@@ -252,9 +251,7 @@ def _with_collapse(cell: Cell, tasks: tuple[str, ...]) -> Cell:
 
 
 def _with_collapsed_controls(cell: Cell, collapsed: set[tuple[str, str]]) -> Cell:
-    """What a collapsed model is against its controls has that word too, and so has a model that collapsed against one.
-    collapsed: (run, task) of all.
-    """
+    """What a collapsed model is against its controls has that word too. collapsed: (run, task) of all."""
     if any(one.against_controls for one in cell.further):
         cell = changed(cell, further=tuple(_with_collapsed_controls(one, collapsed) for one in cell.further))
     if not cell.against_controls:
@@ -264,9 +261,7 @@ def _with_collapsed_controls(cell: Cell, collapsed: set[tuple[str, str]]) -> Cel
         cell,
         against_controls=tuple(
             changed(
-                _collapsed(pair, *(pair.collapse or ()))
-                if pair.verdict in COMPARED and (lost or pair.collapse)
-                else pair,
+                _collapsed(pair) if lost and pair.verdict in COMPARED else pair,
                 against_collapsed=(pair.baseline_run, pair.task) in collapsed,
             )
             for pair in cell.against_controls

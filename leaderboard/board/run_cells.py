@@ -306,7 +306,7 @@ def _collapse_without_a_score(judging: Judging, asked: _Asked) -> tuple[str, ...
     """
     run, task, _ = asked.subject
     baseline = asked.choice.run
-    if baseline is None or baseline.run_id == run.run_id:
+    if baseline is None or baseline.run_id == run.run_id or not baseline.may_be_baseline:
         return None
     return collapse.collapse_signs(judging.contents.answers, baseline.run_id, run.run_id, task.task)
 

@@ -1,7 +1,7 @@
 """Collapse: when a recipe has ruined the model, whatever a task's own metric says. The one place that defines it.
 
 A model that no longer speaks may look cured: of nonsense, a bias probe finds as much one way as the other. So a row
-says *collapsed* where one of these holds against the baseline, on the same documents:
+says *collapsed* where one of these holds against the unedited model, on the same documents:
 
 - *Likelihood.* The right answers, or the texts, are ten times less likely a word: the ratio of the two perplexities,
   `exp(-sum of log-likelihoods / sum of words)`, is 10 or more with no document counted for more than 1,000 times a

@@ -74,7 +74,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         return _unpaired(ReportedTask(base_score, base_task), subject, baseline, terms)
     if obstacles or reported is None:
         return Pairing(reported, obstacles)
-    effect = _effect(contents, subject, baseline.run_id, reported, terms)
+    effect = _effect(contents, subject, baseline, reported, terms)
     notes = (
         *effect.notes,
         *_direction_note(subject.score),
@@ -112,15 +112,24 @@ def _direction_note(score: ScoreRow) -> tuple[str, ...]:
     return ()
 
 
-def _effect(contents: Contents, subject: Subject, baseline: str, baseline_score: float, terms: Terms) -> Effect:
-    key = effect_key(subject.run, subject.score, baseline, terms)
+def _effect(contents: Contents, subject: Subject, baseline: RunRow, baseline_score: float, terms: Terms) -> Effect:
+    key = effect_key(subject.run, subject.score, baseline.run_id, terms)
     if key not in contents.effects:
-        effect = _found_effect(contents, subject, baseline, baseline_score, terms)
-        place = contents.answers, baseline, subject.run.run_id, subject.task.task
-        signs = collapse_signs(*place)
-        doubtful = () if signs else possible_collapse(*place)
-        contents.effects[key] = replace(effect, collapse=signs, notes=(*doubtful, *effect.notes))
+        effect = _found_effect(contents, subject, baseline.run_id, baseline_score, terms)
+        contents.effects[key] = _with_collapse(effect, contents, subject, baseline, terms)
     return contents.effects[key]
+
+
+def _with_collapse(effect: Effect, contents: Contents, subject: Subject, baseline: RunRow, terms: Terms) -> Effect:
+    """With what shows that the recipe ruined the model: only the unedited model tells, since an edit may make right
+    answers likelier than the model has them. A gate asks of any run that it would replace.
+    """
+    if not baseline.may_be_baseline and terms.limits_at is None:
+        return replace(effect, collapse=())
+    place = contents.answers, baseline.run_id, subject.run.run_id, subject.task.task
+    signs = collapse_signs(*place)
+    doubtful = () if signs else possible_collapse(*place)
+    return replace(effect, collapse=signs, notes=(*doubtful, *effect.notes))
 
 
 def effect_key(run: RunRow, score: ScoreRow, baseline: str, terms: Terms) -> Hashable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from leaderboard.board.across_models import lines, sentence
 from leaderboard.board.cell import COMPARED, VERDICTS, Cell, with_collapses
 from leaderboard.board.frame import cells_frame
 from leaderboard.board.layers import LayerEdit, places
+from leaderboard.compare_runs import compare_paths
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 from leaderboard.terminal.format import against_controls, beside_verdict
 from leaderboard.terminal.table import render
+from tests.leaderboard.board.judging import recipe_cell
 from tests.leaderboard.compare.test_collapse import probes, texts
 
 WHY = "perplexity 20 -> 2.2e+08"
@@ -66,6 +70,39 @@ class TestRows:
         cell = with_collapses([a_cell("sums", "better", collapse=(), against_controls=(pair,)), control])[0]
         assert cell.verdict == "better" and beside_verdict(cell) == "than its control too, which collapsed"
         assert against_controls(cell)[0].endswith("better; the control collapsed, so that this says little")
+
+
+class TestAgainstAnEdit:
+    """An edit may make right answers likelier than the model has them, so that only the unedited model tells."""
+
+    @pytest.fixture
+    def runs(self, made: Any, kit: Any) -> dict[str, Path]:
+        """A recipe that edits nothing, and its control that makes right answers 25 times likelier."""
+        likelier, plain = texts(kit, [3.0 + 0.1 * (i % 5) for i in range(60)])
+        runs = {name: made.run(name, {"sums": plain}) for name in ("baseline", "laser")}
+        runs["control"] = made.run("laser+noise", {"sums": likelier})
+        receipt = json.loads((runs["control"] / "receipt.json").read_text())
+        receipt["recipe"] |= {"control": "noise", "control_of": kit.sha("laser")}
+        (runs["control"] / "receipt.json").write_text(json.dumps(receipt))
+        return runs
+
+    @pytest.mark.usefixtures("runs")
+    def test_a_row_is_judged_against_its_control_without_the_rule(self, made: Any) -> None:
+        cell = recipe_cell(made.board())
+        (pair,) = cell.against_controls
+        assert cell.verdict == "undecided" and pair.verdict == "worse"
+        assert not any("collapse" in note for note in (*cell.notes, *pair.notes))
+
+    def test_two_runs_are_compared_by_it_where_the_first_is_unedited(self, runs: dict[str, Path]) -> None:
+        for b in ("baseline", "laser"):
+            (cell,) = compare_paths(runs["control"], runs[b]).cells
+            assert cell.verdict == "worse" and not any("collapse" in note for note in cell.notes)
+
+    def test_a_row_without_a_score_too(self, made: Any, kit: Any) -> None:
+        before, after = texts(kit, [3.0 + 0.1 * (i % 5) for i in range(60)])
+        after.scores["perplexity"] = math.nan
+        edited, broken = made.run("svd", {"sums": before}), made.run("laser", {"sums": after})
+        assert compare_paths(edited, broken).cells[0].collapse is None
 
 
 class TestShown:
