@@ -231,9 +231,12 @@ def gained(cell: Cell) -> float | None:
     """The difference of the scores as it is shown: positive where it is good on every task, in the metric's units. Of
     clipped differences that of the plain scores, unless it points the other way.
     """
-    if cell.best_value is not None or cell.delta is None:
+    if cell.best_value is not None and cell.clipping is not None:
+        plain = cell.clipping.plain_improvement
+    elif cell.best_value is not None or cell.delta is None:
         return cell.improvement
-    plain = cell.delta if cell.higher_is_better else -cell.delta
+    else:
+        plain = cell.delta if cell.higher_is_better else -cell.delta
     return plain if cell.improvement is None or plain * cell.improvement >= 0 else cell.improvement
 
 

@@ -20,7 +20,7 @@ from leaderboard.board.cell import Cell
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, HARM, KINDS, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.words import control_text, improvement_limits, improvement_point, improvement_text
-from leaderboard.terminal.format import counted, direction, metric_name, number, percent, plain, undecided
+from leaderboard.terminal.format import TOO_FEW, counted, direction, metric_name, number, percent, plain, undecided
 from leaderboard.terminal.marks import MARKS, MINUS
 
 QUESTION = "Is there anything to gain here?"
@@ -261,11 +261,14 @@ def _in_brief(cell: Cell) -> str:
 
 
 def _needed(cell: Cell) -> str:
-    """How many documents would decide an undecided cell; where that is not known, what the board says of it."""
+    """How many documents would decide an undecided cell; where that is not known, what the board says of it, without
+    the words that stand in place of its interval.
+    """
     if cell.verdict != "undecided":
         return ""
     if cell.documents_needed is None or cell.too_few is not None or cell.documents_needed <= (cell.n or 0):
-        return f" ({lacks})" if (lacks := undecided(cell)) else ""
+        lacks = (undecided(cell) or "").removeprefix(f"{TOO_FEW}: " if cell.says_nothing else "")
+        return f" ({lacks})" if lacks else ""
     return f" (about {cell.documents_needed:,} documents would decide, {cell.n:,} are here)"
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from leaderboard.board.cell import Cell, changed
+from leaderboard.compare.clipping import Clipping
+from leaderboard.compare.needs import TooFew
 from leaderboard.report.findings import AuditedRecipe, PageLine, answer, finding_rows, findings_page
 from leaderboard.report.findings_forms import as_markdown_page, as_terminal_page
 
@@ -98,6 +100,26 @@ def test_the_page_has_what_helps_breaks_costs_and_is_undecided() -> None:
     assert "undecided  piqa +0.010 [-0.190, +0.210] (about 900 documents would decide, 100 are here)" in shown
     assert "asked as   svd-llm:calibration.samples=96\n    breaks     text" in shown
     assert all(command in shown for command in COMMANDS.values())
+
+
+def test_the_improvement_to_a_best_value_in_the_middle_is_the_plain_one() -> None:
+    """As of any other metric, and marked where its interval is of clipped differences and does not hold it."""
+    clipping = Clipping(0.3, 1, 0, 0.1, plain_improvement=-0.469)
+    facts = {"best_value": 0.0, "baseline_score": 0.797, "score": 1.266, "delta": 0.469, "low": 0.1, "high": 0.3}
+    bias = changed(cell("laser", "bias", "worse"), improvement=-0.205, clipping=clipping, **facts)
+    shown = as_terminal_page(page([BASE, bias]), 200)
+    assert "improvement -0.469 [-0.300, -0.100] clipped" in shown
+    assert "Clipped: interval and verdict" in shown
+    nothing = changed(bias, verdict="undecided", says_nothing=True)
+    assert "undecided  bias -0.469, too few documents" in as_terminal_page(page([BASE, nothing]), 200)
+
+
+def test_too_few_documents_is_said_once() -> None:
+    few = changed(UNDECIDED, too_few=TooFew(10), needs="{}", says_nothing=True, documents_needed=None)
+    shown = as_terminal_page(page([BASE, few]), 400)
+    assert "piqa +0.010, too few documents (whatever they answer, no test of 100 documents reaches 5 %" in shown
+    spread = as_terminal_page(page([BASE, changed(few, says_nothing=False)]), 400)
+    assert "piqa +0.010 [-0.190, +0.210] (too few documents: whatever they answer" in spread
 
 
 def test_what_shows_nothing_stands_in_one_line() -> None:
