@@ -14,6 +14,7 @@ from leaderboard.board.cell import Cell, not_its_control
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.needs import Claim
 from leaderboard.compare.unpaired_scores import Unpaired
+from leaderboard.metrics import GOLD_NAMES
 from leaderboard.statistics import Estimate, share_limit
 
 NOTHING = "-"
@@ -122,6 +123,14 @@ def undecided(cell: Cell) -> str | None:
     return ", ".join(filter(None, parts)) or None
 
 
+def withheld(cell: Cell) -> str | None:
+    """Why a cell is undecided whose interval excludes a difference of zero; None for any other."""
+    if cell.low is None or cell.high is None or cell.says_nothing or cell.low <= 0 <= cell.high:
+        return None
+    doubt = cell.clipping.doubt(cell.n, 0.0) if cell.clipping else None
+    return doubt if doubt and cell.verdict == "undecided" and doubt in cell.notes else undecided(cell)
+
+
 def _too_few(cell: Cell) -> str | None:
     """That the documents can show no difference at all, and what is to be seen all the same."""
     if cell.too_few is None:
@@ -218,6 +227,19 @@ def flips(flip_rate: float | None, noise_floor: float | None, count: int | None 
         return f"{said}, or up to {percent(limit)} for all that {count:,} documents tell: not above it"
     beyond = "not above it" if flip_rate <= noise_floor else f"{100 * (flip_rate - noise_floor):.1f} points above it"
     return f"{said}: {beyond}"
+
+
+def shift(cell: Cell) -> str | None:
+    """`choices` of a cell, without the right answer's log-likelihood where a metric of the row is that: its interval
+    counts no document for more than a bound, and two intervals of one number would contradict each other.
+    """
+    drop = cell.choices and cell.choices.gold_drop
+    if cell.choices is None or drop is None:
+        return choices(cell.choices)
+    told = (one.delta for one in (cell, *cell.further) if one.metric in GOLD_NAMES and one.delta is not None)
+    if any(math.isclose(abs(delta), abs(drop.value), rel_tol=1e-6, abs_tol=1e-9) for delta in told):
+        return choices(cell.choices._replace(gold_drop=None))
+    return choices(cell.choices)
 
 
 def choices(found: Choices | None) -> str | None:

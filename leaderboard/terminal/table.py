@@ -22,7 +22,6 @@ from leaderboard.terminal.format import (
     FURTHER_LEGEND,
     UNPAIRED_LEGEND,
     against_controls,
-    choices,
     counted,
     direction,
     flips,
@@ -32,7 +31,9 @@ from leaderboard.terminal.format import (
     number,
     percent,
     plain,
+    shift,
     undecided,
+    withheld,
 )
 
 NARROW, WIDE = 70, 110
@@ -115,7 +116,7 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
     coloured = _line(columns, width).replace(_word(cell, False), _word(cell, color))
     doubts = [plain(sentence) for sentence in contradictions(cell)]
     notes = [
-        *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor, cell.n), choices(cell.choices)]),
+        *filter(None, [undecided(cell), flips(cell.flip_rate, cell.noise_floor, cell.n), shift(cell)]),
         *map(plain, cell.notes),
         *(entry.sentence() for entry in cell.reported),
     ]
@@ -131,14 +132,17 @@ def _cell_lines(cell: Cell, width: int, color: bool) -> list[str]:
 
 
 def _further_lines(cell: Cell, width: int, color: bool) -> list[str]:
-    """A line a further metric, whose numbers stand below the row's. Its notes are on the page."""
+    """A line a further metric, whose numbers stand below the row's, and why it is undecided where its interval does
+    not tell. Its notes are on the page.
+    """
     lines = []
     for one in cell.further[:_MOST_FURTHER]:
         room = _name_room(width) + 1 + _SCORE
         score = number(one.score)
         name = _cut(f"+ {plain(metric_name(one))}", room - len(score) - 1)
         row = f"  {name}{score:>{room - len(name)}} {interval(one, short=True):>{_DELTA}}  {_word(one, color)}"
-        lines.append(row.rstrip())
+        reason = withheld(one)
+        lines += [row.rstrip(), *(_wrapped(f"{plain(metric_name(one))}: {reason}", width) if reason else [])]
     left_out = len(cell.further) - _MOST_FURTHER
     return lines + ([f"  + {left_out} more metrics: on the page, in CSV and in SQL"] if left_out > 0 else [])
 

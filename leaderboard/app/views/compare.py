@@ -357,8 +357,8 @@ def show_choices(sides: Sequence[ComparedSide], overview: data.Answer[data.Overv
     st.dataframe(rows, hide_index=True, placeholder="", width="stretch", key="choices")
     st.caption(
         "Divergence: how far this run's probabilities of the choices are from the other's (Kullback-Leibler, mean over"
-        " documents; 0 is no change). Change: above 0, this run finds the right answers more likely. Shown, and part of"
-        " no verdict."
+        " documents; 0 is no change). Change: above 0, this run finds the right answers more likely; of all documents"
+        " whole, where the row of that metric counts none for more than a bound. Shown, and part of no verdict."
     )
     downloads(
         [{"task": task, "against": side.title} | choice_shift.record(of_task) for side, task, of_task in found],

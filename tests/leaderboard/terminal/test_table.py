@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from leaderboard.board.cell import Cell
+from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.run_diff import Unshared
+from leaderboard.statistics import Estimate
 from leaderboard.terminal import format
 from leaderboard.terminal.table import render, render_unshared
 
@@ -126,6 +128,51 @@ def test_what_could_have_been_shown(changes: dict[str, Any], said: str | None) -
 )
 def test_numbers(value: float | None, text: str) -> None:
     assert format.number(value) == text
+
+
+def gold_row(**changes: Any) -> Cell:
+    """A row whose further metric is the right answer's log-likelihood, of which its choices tell the change too."""
+    clipping = Clipping(1.0, 1, 0, 0.2, 5.8)
+    gold = Cell(
+        *("m", "r", "id", "t", "gold_logprob", "none", 24, -7.4, -1.6, "undecided", 5.8, 4.19, 6.51),
+        improvement=5.8,
+        clipping=clipping,
+        notes=(clipping.doubt(24, 0.0) or "",),
+        is_primary=False,
+    )
+    shifted = Choices(24, 0.5, None, Estimate(-5.8, -6.58, -5.02, 0.4, 23.0))
+    return Cell(
+        "m",
+        "r",
+        "id",
+        "t",
+        "acc",
+        "none",
+        24,
+        0.5,
+        0.7,
+        "better",
+        0.2,
+        further=(replace(gold, **changes),),
+        choices=shifted,
+    )
+
+
+def test_the_right_answers_log_likelihood_has_one_interval_in_a_row() -> None:
+    text = render([gold_row()], width=200)
+    assert "+5.8000 [+4.1900, +6.5100]" in text and "answers changed 50.0%" in text and "5.02" not in text
+    for other in (replace(gold_row(), further=()), gold_row(metric="acc_norm")):
+        assert "log-likelihood of the right answer changed by +5.8000 [+5.0200, +6.5800] nats" in render(
+            [other], width=200
+        )
+
+
+def test_a_further_metric_says_why_it_is_undecided_where_its_interval_excludes_zero() -> None:
+    assert "    . gold_logprob: 1 of 24 documents got far worse, so up to 20% of all may" in render([gold_row()])
+    close = gold_row(clipping=None, notes=(), documents_needed=20, needed_for="difference")
+    assert "    . gold_logprob: close to a verdict: needs somewhat more than" in render([close], width=200)
+    for told in (gold_row(low=-0.1), gold_row(verdict="worse"), gold_row(says_nothing=True)):
+        assert ". gold_logprob" not in render([told])
 
 
 def test_an_interval_that_does_not_hold_the_difference_before_it_is_marked() -> None:
