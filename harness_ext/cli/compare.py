@@ -44,11 +44,10 @@ examples:
 
     @staticmethod
     def execute(args: argparse.Namespace) -> None:
-        from leaderboard.board.named_runs import place_of
+        from leaderboard.board.named_runs import places_of_two
         from leaderboard.compare_runs import compare_paths, controls_beside, with_controls
 
-        second = place_of(args.b, args.database, "B")
-        first = place_of(args.a, args.database, "A", base_of=second.path)
+        first, second = places_of_two(args.a, args.b, args.database)
         tell([*first.notes, *second.notes])
         compared = compare_paths(first.path, second.path, database=args.database)
         controls = [path for path in controls_beside(second.path) if path.resolve() != first.path.resolve()]

@@ -123,8 +123,12 @@ def _rose(row: Mapping[str, Any]) -> bool:
 
 
 def _from_to(row: Mapping[str, Any]) -> str:
-    after = row["after"]
-    return f"from {row['before']:.4g} to {f'{after:.4g} nats' if after is not None else 'a number that is not finite'}"
+    """Both losses, with as many digits as tell them apart."""
+    before, after = row["before"], row["after"]
+    if after is None:
+        return f"from {before:.4g} to a number that is not finite"
+    digits = next((count for count in range(4, 17) if f"{before:.{count}g}" != f"{after:.{count}g}"), 4)
+    return f"from {before:.{digits}g} to {after:.{digits}g} nats"
 
 
 def is_measured(step: Step) -> bool:

@@ -39,14 +39,20 @@ class RunPlace(NamedTuple):
 
 
 def resolve_in(
-    database: Path, name: str, *, newest: bool = True, timeout_s: float = PATIENCE_SECONDS, base_of: Path | None = None
+    database: Path,
+    name: str,
+    *,
+    newest: bool = True,
+    timeout_s: float = PATIENCE_SECONDS,
+    base_of: Path | None = None,
+    other: str = "the other run",
 ) -> ResolvedRun:
     """`resolve` in a database, by the names of tables too. base_of: where the run lies that is compared with the one
-    named. Raises `UnknownRun` and what `open_store` raises.
+    named; other: that run in words. Raises `UnknownRun` and what `open_store` raises.
     """
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
         preferred = None if base_of is None else lambda _, runs: board_baselines(store, lying_at(runs, base_of))
-        return resolve(store, name, newest=newest, shown=stored_names, preferred=preferred)
+        return resolve(store, name, newest=newest, shown=stored_names, preferred=preferred, other=other)
 
 
 def board_baselines(store: Store, runs: Sequence[KnownRun]) -> list[str]:
@@ -66,10 +72,20 @@ def board_baselines(store: Store, runs: Sequence[KnownRun]) -> list[str]:
     return [run_id for run_id, _ in served.most_common()]
 
 
-def place_of(name: str, database: Path, what: str = "run", *, base_of: Path | None = None) -> RunPlace:
+def places_of_two(a: str, b: str, database: Path) -> tuple[RunPlace, RunPlace]:
+    """Where the runs A and B of a comparison lie: of several that a name means, the one that the board compares the
+    other with. Raises `LeaderboardError`.
+    """
+    second = place_of(b, database, "B", base_of=place_of(a, database, "A").path, other="A")
+    return place_of(a, database, "A", base_of=second.path, other="B"), second
+
+
+def place_of(
+    name: str, database: Path, what: str = "run", *, base_of: Path | None = None, other: str = "the other run"
+) -> RunPlace:
     """Where the run lies that a name means: a path need not be in the database, nor a database be there.
 
-    what: the name's part in the command, for messages. base_of: as of `resolve_in`. Raises `LeaderboardError`.
+    what: the name's part in the command, for messages. base_of, other: as of `resolve_in`. Raises `LeaderboardError`.
     """
     path = Path(name)
     if name and path.exists():
@@ -77,7 +93,7 @@ def place_of(name: str, database: Path, what: str = "run", *, base_of: Path | No
             _refuse_in_store(name, database)
         return RunPlace(path)
     try:
-        found = resolve_in(database, name, base_of=base_of)
+        found = resolve_in(database, name, base_of=base_of, other=other)
     except MissingDatabase:
         raise LeaderboardError(
             f"{what} {name}: there is nothing at this path, and no leaderboard at {database} that could know a run of"

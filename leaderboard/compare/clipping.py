@@ -38,6 +38,7 @@ class Clipping(NamedTuple):
         the plain one, both recipe minus baseline. most: the bound in words. way: which way is good, where not up: then
         the numbers have another sign than improvements.
         """
+        mean, delta = mean + 0.0, delta + 0.0  # negative zero is zero
         said = (
             f"interval and verdict: mean change {mean:+.3g}{way and f' ({way})'}, no document counted for more than"
             f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}"

@@ -90,12 +90,14 @@ def resolve(
     newest: bool = True,
     shown: Callable[[Store], Mapping[str, str]] | None = None,
     preferred: Callable[[Store, Sequence[KnownRun]], Sequence[str]] | None = None,
+    other: str = "the other run",
 ) -> ResolvedRun:
     """The run of the store that a name means, by the rules above.
 
     newest: whether of several runs of one recipe the newest is taken, instead of asking for an id. shown: what tables
     call runs, by run_id; only asked for what looks like it. preferred: of all runs, the ids of those that others are
-    compared with, first to last; only asked where the newest would be taken. Raises `UnknownRun`.
+    compared with, first to last; only asked where the newest would be taken. other: what is compared with the run, in
+    words. Raises `UnknownRun`.
     """
     runs = known_runs(store)
     if shown is not None and name.endswith(("]", ")")):
@@ -116,7 +118,7 @@ def resolve(
         by_id = {run.run_id: run for run in found if run.status == "complete"}
         best = next((by_id[run_id] for run_id in preferred(store, runs) if run_id in by_id), resolved.run)
         if best != resolved.run:
-            return ResolvedRun(best, (_note(best, found, "board's baseline of what is compared with it"),))
+            return ResolvedRun(best, (_note(best, found, f"one that the board compares {other} with"),))
     return resolved
 
 

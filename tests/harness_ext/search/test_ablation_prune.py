@@ -346,6 +346,9 @@ def test_a_task_that_pays_for_another_is_told_of(make_lm) -> None:
         "activation_aware_svd raised the loss of the 6 calibration documents of first from 1 to 1.25 nats, though not"
         " that of all: what helps one task may harm another"
     ]
+    first.update(before=10.6201, after=10.6209)
+    (told,) = [warning for warning in receipt_warnings(recipe, applied) if "raised" in warning]
+    assert "from 10.62 to 10.621 nats" in told
 
 
 def test_every_recipe_that_is_not_bound_by_a_budget_is_held_to_the_rule() -> None:

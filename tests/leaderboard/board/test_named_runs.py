@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from leaderboard.board.named_runs import place_of, resolve_in
+from leaderboard.board.named_runs import place_of, places_of_two, resolve_in
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.gate.runs import baselines_of, read_named
 from leaderboard.ingest import ingest
@@ -65,7 +65,7 @@ def test_a_base_of_several_is_the_boards_baseline_of_the_other_run(made: Any, se
     found = place_of("tiny/baseline", several_baselines, base_of=laser)
     assert found.path.name == "baseline-20"
     (note,) = found.notes
-    assert note.startswith("tiny/baseline has 2 runs: the board's baseline of what is compared with it is taken, ")
+    assert note.startswith("tiny/baseline has 2 runs: the one that the board compares the other run with is taken, ")
     for newest in (
         place_of("tiny/baseline", several_baselines),
         place_of("tiny/baseline", several_baselines, base_of=made.root / "elsewhere"),
@@ -75,6 +75,14 @@ def test_a_base_of_several_is_the_boards_baseline_of_the_other_run(made: Any, se
     with open_store(several_baselines) as store:
         (newest_id,) = (run.run_id for run in known_runs(store) if run.path.name == "baseline-30")
     assert place_of(newest_id, several_baselines, base_of=laser).path.name == "baseline-30"
+
+
+@pytest.mark.parametrize(("a", "b", "other"), [("baseline", "laser", "B"), ("laser", "baseline", "A")])
+def test_either_of_two_is_the_boards_baseline_of_the_other(several_baselines: Path, a: str, b: str, other: str) -> None:
+    places = places_of_two(f"tiny/{a}", f"tiny/{b}", several_baselines)
+    assert [place.path.name for place in places] == [f"{a}-20", f"{b}-20"]
+    (note,) = (note for place in places for note in place.notes)
+    assert note.startswith(f"tiny/baseline has 2 runs: the one that the board compares {other} with is taken, ")
 
 
 def test_a_report_and_a_gate_take_that_base_too(made: Any, several_baselines: Path) -> None:

@@ -88,6 +88,11 @@ def test_nothing_collapsed_among_enough_documents_is_the_same() -> None:
         assert 59 <= documents_needed(effect) < 80
 
 
+def test_no_change_has_one_sign() -> None:
+    note = Clipping(0.5, 0, 0, 0.1, 0.0).note(-0.0, 0.0)
+    assert "mean change +0, no" in note and note == Clipping(0.5, 0, 0, 0.1, 0.0).note(0.0, -0.0)
+
+
 def test_the_note_of_a_mean_says_which_way_is_good_where_that_is_not_up() -> None:
     baseline = np.random.default_rng(0).normal(5, 1, 100)
     for terms, way in (({}, ""), ({"higher": False}, " (lower is better)"), ({"best_value": 5.0}, " (best at 5)")):
