@@ -149,18 +149,34 @@ def smaller_sentences(rows: Sequence[Reported], cells: Sequence[Cell]) -> Iterat
             yield f"{entry.metric}: {verdict_sentence(entry, cell, is_the_claim=False)}"
             continue
         told = verdict_sentence(entry._replace(metric=cell.metric), cell, is_the_claim=False).partition("; ")[2]
-        yield f"{cell.metric}, where the claim has {entry.metric}: {told}"
+        yield f"{cell.metric}, where the claim has {entry.metric}{_reported_of_negative(entry, cell)}: {told}"
     for cell in own:
         if cell.delta is None and of_unedited(rows[0]) and cell.score is not None:
             yield f"{cell.metric}: {cell.score:.4g} unedited; {as_open_as_before(rows[0], cell)}"
 
 
+def _reported_of_negative(entry: Reported, cell: Cell) -> str:
+    """What the claim reports, where what was measured is the same but for the sign; empty of other metrics."""
+    from leaderboard.metrics import GOLD_NAMES
+    from leaderboard.report.claim_words import verdict_sentence
+
+    if not {entry.metric, cell.metric} <= GOLD_NAMES or "log_loss" not in (entry.metric, cell.metric):
+        return ""
+    reported = verdict_sentence(entry, cell, is_the_claim=False).partition("; ")[0].partition(": ")[2]
+    return f" ({reported}), of which it is the negative"
+
+
 def _with_controls(one: Cell, whole: Cell, cells: Sequence[Cell]) -> Cell:
-    """A further metric with its controls by their scores: the board judges against them what is claimed of a model."""
+    """A further metric with its controls by their scores: the board judges against them the first metric alone."""
     from leaderboard.board.cell import changed
 
     pairs = [
-        changed(pair, baseline_score=alone.score, score=one.score, verdict="not judged")
+        changed(
+            pair,
+            baseline_score=alone.score,
+            score=one.score,
+            verdict=f"not judged: only {whole.metric} is judged against controls",
+        )
         for pair in whole.against_controls
         for control in cells
         if (control.run_id, control.task) == (pair.baseline_run, one.task)

@@ -114,7 +114,11 @@ def cell(metric: str, **more: Any) -> Cell:
     ("beside", "said"),
     [
         ("log_loss", "log_loss: laser on 20 documents: reported "),
-        ("gold_logprob", "gold_logprob, where the claim has log_loss: measured 0.4 -> 0.5, +0.1000 "),
+        (
+            "gold_logprob",
+            "gold_logprob, where the claim has log_loss (reported 9.07 -> 7.69, +1.3800), of which it is the negative:"
+            " measured 0.4 -> 0.5, +0.1000 ",
+        ),
         ("acc_norm", "log_loss: nothing was measured of it, since audit_facts has no such metric"),
     ],
 )
@@ -133,6 +137,5 @@ def test_a_further_metric_has_its_control() -> None:
     control = replace(cell("acc", control="noise", further=(replace(cell("gold_logprob"), score=0.45),)), run_id="2")
     edited = cell("acc", further=(cell("gold_logprob"),), against_controls=(pair,))
     *_, said = smaller_sentences(of_identity("laser/roberta/wikidata_qa"), [edited, control])
-    assert (
-        said.startswith("gold_logprob") and "its noise: +0.0500, and the edit against it +0.0500 (not judged)" in said
-    )
+    against = "its noise: +0.0500, and the edit against it +0.0500 (not judged: only acc is judged against controls)"
+    assert said.startswith("gold_logprob") and against in said
