@@ -36,6 +36,8 @@ def _plan_table(planned: Plan, form: Form) -> Iterable[str]:
             "columns": group.shape[1],
             "rank": min(group.shape),
             "rank_after": group.rank_after,
+            "rows_after": group.shape_after and group.shape_after[0],
+            "columns_after": group.shape_after and group.shape_after[1],
             "parameters": group.shape[0] * group.shape[1],
             "parameters_after": group.parameters_after,
         }
@@ -68,7 +70,14 @@ def plan_data(planned: Plan, name: str) -> dict[str, Any]:
         "tokens_per_document": planned.tokens,
         "roles_inferred": planned.inferred,
         "notes": list(planned.notes),
-        "matrices": [{**group._asdict(), "shape": list(group.shape)} for group in planned.groups],
+        "matrices": [
+            {
+                **group._asdict(),
+                "shape": list(group.shape),
+                "shape_after": group.shape_after and list(group.shape_after),
+            }
+            for group in planned.groups
+        ],
         "parameters": {"before": planned.parameters, "after": planned.parameters_after},
         "bytes": {"before": planned.stored_bytes, "after": planned.bytes_after},
         "seconds": {
@@ -119,14 +128,15 @@ def _groups(planned: Plan) -> Iterable[str]:
     width = max(len("matrices"), *(len(_counted(group)) for group in groups))
     several = len({group.step for group in groups}) > 1
     step = None
-    yield f"  {'matrices'.ljust(width)}  {'shape':>13}  {'rank':>14}  {'parameters of one':>25}"
+    wide = max(13, *(len(_shape(group)) for group in groups))
+    yield f"  {'matrices'.ljust(width)}  {'shape':>{wide}}  {'rank':>14}  {'parameters of one':>25}"
     for group in groups:
         if several and group.step != step:
             step = group.step
             yield f"  step {step}: {group.method}"
         before, after = group.shape[0] * group.shape[1], group.parameters_after
         yield (
-            f"  {_counted(group).ljust(width)}  {'{} x {}'.format(*group.shape):>13}  {_rank(group):>14} "
+            f"  {_counted(group).ljust(width)}  {_shape(group):>{wide}}  {_rank(group):>14} "
             f" {_change(before, after):>25}"
         )
 
@@ -140,9 +150,11 @@ def _sizes(planned: Plan) -> Iterable[str]:
 
     if shared := len({item.matrix.parameter for item in planned.matrices if item.matrix.also}):
         yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
-    at_most = " at most" if any(item.rank_after is None for item in planned.matrices) else ""
+    if beside := _cut_beside(planned):
+        yield f"  beside      {_matrices(beside)} lose the rows or columns that belong to those taken away"
+    at_most = "at most " if any(item.rank_after is None for item in planned.matrices) else ""
     yield (
-        f"  parameters {at_most} {_change(planned.parameters, planned.parameters_after)}"
+        f"  parameters  {_change(planned.parameters, planned.parameters_after, at_most)}"
         f" ({planned.parameters_after / planned.parameters:.1%}), {_stored(planned.recipe)}"
     )
     yield f"  bytes       {_change(planned.stored_bytes, planned.bytes_after)}"
@@ -151,6 +163,14 @@ def _sizes(planned: Plan) -> Iterable[str]:
             f"  units       unit_fraction {step.parameters['unit_fraction']:g} is the share that stays, in the mean"
             " over layers; that of each is known when the recipe runs"
         )
+
+
+def _cut_beside(planned: Plan) -> int:
+    """How many matrices lose something with those of the rows."""
+    from harness_ext.editing.plan_components import place_of
+
+    lost = {place for item in planned.matrices for place, _ in item.lost}
+    return len(lost - {place_of(item.matrix) for item in planned.matrices})
 
 
 def _stored(recipe: Recipe) -> str:
@@ -219,12 +239,20 @@ def _matrices(count: int) -> str:
     return "1 matrix" if count == 1 else f"{count} matrices"
 
 
+def _shape(group: PlannedGroup) -> str:
+    before = "{} x {}".format(*group.shape)
+    after = group.shape if group.shape_after is None else group.shape_after
+    return before if after == group.shape else f"{before} -> {'{} x {}'.format(*after)}"
+
+
 def _rank(group: PlannedGroup) -> str:
-    return f"{min(group.shape)} -> {'?' if group.rank_after is None else group.rank_after}"
+    if group.rank_after is None or group.shape_after is None:
+        return f"{min(group.shape)} -> ?"
+    return f"{min(group.shape)} -> {min(group.rank_after, *group.shape_after)}"
 
 
-def _change(before: int, after: int) -> str:
-    return f"{before:,}" if before == after else f"{before:,} -> {after:,}"
+def _change(before: int, after: int, at_most: str = "") -> str:
+    return f"{at_most}{before:,}" if before == after else f"{before:,} -> {at_most}{after:,}"
 
 
 def _duration(seconds: float) -> str:

@@ -53,7 +53,8 @@ class PlannedSearch:
 
 class PlannedGroup(NamedTuple):
     """Matrices of one step that are alike. what: their role, or their names with `*` for the numbers in them. number:
-    how many there are. counted_as, numbers: as in `PlannedMatrix`.
+    how many there are. counted_as, numbers: as in `PlannedMatrix`. shape_after: without what is taken away of its
+    component, None where only the run tells.
     """
 
     step: int
@@ -63,13 +64,16 @@ class PlannedGroup(NamedTuple):
     rank_after: int | None
     counted_as: str
     numbers: int | None
+    shape_after: tuple[int, int] | None
     number: int
 
     @property
     def parameters_after(self) -> int:
         """Of one matrix, stored at low rank where that is smaller."""
-        if self.rank_after is None:
+        if self.shape_after is None or self.rank_after is None:
             return self.shape[0] * self.shape[1]
+        if self.shape_after != self.shape:
+            return self.shape_after[0] * self.shape_after[1]
         if self.numbers is not None:
             return self.numbers
         return stored_parameters(self.shape, self.rank_after, self.counted_as)
@@ -137,7 +141,7 @@ class Plan:
     @property
     def groups(self) -> list[PlannedGroup]:
         """The matrices by step, role, shape and rank, in the order of the first of each."""
-        counts: Counter[tuple[int, str, str, tuple[int, int], int | None, str, int | None]] = Counter(
+        counts = Counter(
             (
                 item.step,
                 item.method,
@@ -146,6 +150,7 @@ class Plan:
                 item.rank_after,
                 item.counted_as,
                 item.numbers,
+                item.shape_after,
             )
             for item in self.matrices
         )

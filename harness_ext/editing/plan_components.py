@@ -17,10 +17,13 @@ Place = tuple[str, str | None]
 
 
 class Lost(NamedTuple):
-    """Numbers that a matrix loses, of how many; those of its bias among both where rows take that along."""
+    """Numbers that a matrix loses, of how many; those of its bias among both where rows take that along. is_sure:
+    whether they are known before the recipe runs.
+    """
 
     numbers: int
     of: int
+    is_sure: bool = True
 
 
 def place_of(matrix: Matrix) -> Place:
@@ -42,13 +45,15 @@ def taken_by_masks(
         gone.update(
             {key: lost * (place + 1) // layers - lost * place // layers for place, key in enumerate(share.keys)}
         )
+    by_itself = {key for share in units.shares if len(share.keys) == 1 for key in share.keys}
     found = {}
     for matrix in matrices:
         numbers = {place_of(matrix): matrix.shape[0] * matrix.shape[1]}
         for one in feeders_of(layout, matrix, UNITS).values():
             numbers[place_of(one)] = one.shape[0] * (one.shape[1] + (one.bias in loaded.tensors))
         units_gone, count = gone[matrix.key], units.counts[matrix.key]
-        found[matrix.key] = {place: Lost(units_gone * (own // count), own) for place, own in numbers.items()}
+        sure = matrix.key in by_itself
+        found[matrix.key] = {place: Lost(units_gone * (own // count), own, sure) for place, own in numbers.items()}
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from harness_ext.calibration.experts import check_experts
@@ -69,6 +70,19 @@ class PlannedMatrix:
         method = registered_methods().get(self.method)
         is_of_units = method is not None and method.component == UNITS
         return bool(self.lost) and (is_of_units or self.matrix.role == COMPONENTS["mlp"].reader)
+
+    @property
+    def shape_after(self) -> tuple[int, int] | None:
+        """Without the rows or columns that go with its component; None where only the run tells how many."""
+        rows, columns = self.matrix.shape
+        lost = dict(self.lost).get(place_of(self.matrix))
+        if lost is None:
+            return rows, columns
+        if self.rank_after is None or not lost.is_sure:
+            return None
+        by_row = self.matrix.role in (COMPONENTS["scores"].reader, COMPONENTS["unattended"].reader)
+        left = 1 - Fraction(lost.numbers, lost.of)
+        return (int(rows * left), columns) if by_row else (rows, int(columns * left))
 
     @property
     def parameters_before(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import harness_ext
 from harness_ext.cli.plan import plan_data, plan_lines
 from harness_ext.editing.plan import plan
+from harness_ext.editing.plan_components import place_of
 from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.model.checkpoint import check_local, read_checkpoint
 from harness_ext.model.model_identity import identity
@@ -138,6 +140,28 @@ def test_a_mean_share_of_units_is_told_and_bounds_nothing_where_layers_differ(ma
     assert planned.parameters_after == planned.parameters
     assert mean in " ".join(plan_lines(planned, "tiny"))
     assert mean not in " ".join(plan_lines(plan(parse_recipe("modegpt:rule=uniform"), checkpoint), "tiny"))
+
+
+@pytest.mark.parametrize("recipe", ["modegpt-mlp", "modegpt-vo", "a3", "snp", "modegpt:rule=uniform"])
+def test_what_is_left_of_a_component_is_told_in_its_row(make_model, recipe: str) -> None:
+    planned = plan(parse_recipe(recipe), read_checkpoint(str(make_model("llama"))))
+    lines, data = list(plan_lines(planned, "tiny")), plan_data(planned, "tiny")
+    for group, told in zip(planned.groups, data["matrices"], strict=True):
+        after, (item, *_) = group.shape_after, (one for one in planned.matrices if one.matrix.role == group.what)
+        lost = dict(item.lost)[place_of(item.matrix)].numbers
+        assert math.prod(after) == math.prod(group.shape) - lost == group.parameters_after < math.prod(group.shape)
+        assert told["shape_after"] == list(after)
+        shapes = "{} x {} -> {} x {}".format(*group.shape, *after)
+        assert any(shapes in line and line.endswith(f"-> {group.parameters_after:,}") for line in lines)
+
+
+@pytest.mark.parametrize("recipe", ["modegpt", "policy-prune", "wanda-sp"])
+def test_a_width_that_only_the_run_tells_is_not_guessed(make_model, recipe: str) -> None:
+    planned = plan(parse_recipe(recipe), read_checkpoint(str(make_model("llama"))))
+    assert {group.shape_after for group in planned.groups} == {None}
+    (parameters,) = (line for line in plan_lines(planned, "tiny") if line.startswith("  parameters "))
+    at_most = "at most " if recipe == "modegpt" else ""
+    assert f"  parameters  {planned.parameters:,} -> {at_most}{planned.parameters_after:,} (" in parameters
 
 
 def test_a_rank_that_follows_from_the_spectrum_is_not_guessed(make_model) -> None:
