@@ -209,8 +209,9 @@ class CandidateEvaluator:
         with torch.inference_mode(), self._counting("scoring all documents", len(self._batches)) as stage:
 
             def score(place: int) -> ScoredPart:
+                scored = self._scores(place, [0], self._replay.plain(place))
                 stage.advance()
-                return self._scores(place, [0], self._replay.plain(place))
+                return scored
 
             parts = scores_of_all(current(), self._replay, len(self._batches), score)
         right, loss = (self._in_order(side)[0] for side in zip(*(part[1:3] for part in parts), strict=True))

@@ -64,6 +64,19 @@ def check(lm, evaluator: CandidateEvaluator, matrix, ranks=(3, 1, 5), notes=0) -
         assert trial.right == "".join(str(int(one)) for one in right), (matrix.key, rank)
 
 
+def test_a_batch_counts_when_it_is_scored(make_lm, monkeypatch) -> None:
+    evaluator, counted = evaluator_for(make_lm("llama"), "laser-search:matrices=[all]"), []
+    plain = evaluator._replay.plain
+
+    def watched(place: int):
+        counted.append(evaluator.context.progress.stages[-1].done)
+        return plain(place)
+
+    monkeypatch.setattr(evaluator._replay, "plain", watched)
+    evaluator.as_it_is()
+    assert counted == list(range(len(evaluator._batches)))
+
+
 @pytest.mark.slow
 def test_every_matrix_of_family(make_lm, family: str) -> None:
     lm = make_lm(family)
