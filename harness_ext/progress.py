@@ -64,7 +64,7 @@ class Stage:
         """How long it will still take, in words; empty where that cannot be told."""
         if self.expected is not None:
             seconds = self.expected()
-            return duration(seconds) if seconds else ""
+            return roughly(seconds) if seconds else ""
         since, before = self._paced
         if not self.total or not before < self.done < self.total:
             return ""
@@ -189,7 +189,7 @@ class _Told(Progress):
         outer, shown = stages[:place], stages[place]
         total = outer[0].total if outer else None
         left = outer[0].left(self.clock()) if total and outer[0].expected is not None else ""
-        counted = f"[{min(outer[0].done + 1, total)}/{total}{f', {left} left' if left else ''}] " if total else ""
+        counted = f"[{min(outer[0].done + 1, total)}/{total}{f', about {left} left' if left else ''}] " if total else ""
         names = "".join(f"{stage.named()}: " for stage in (outer[1:] if total else outer))
         best = next((stage.best for stage in (shown, *reversed(outer)) if stage.best), "")
         return f"{counted}{names}{self._told(shown)}" + (f"; {best}" if best else "")
@@ -314,6 +314,12 @@ def progress_for(*, quiet: bool) -> Progress:
 def rate(per_second: float) -> str:
     """A rate in words: "230 a second", "12 a minute"."""
     return f"{per_second:,.0f} a second" if per_second >= 1.5 else f"{per_second * 60:,.0f} a minute"
+
+
+def roughly(seconds: float) -> str:
+    """A time in words, of no more digits than a guess has: "40 s", "5 min", "1 h 20 min"."""
+    unit = 10 if seconds < 95 else 60 if seconds < 600 else 300
+    return duration(unit * max(1, round(seconds / unit)))
 
 
 def duration(seconds: float) -> str:

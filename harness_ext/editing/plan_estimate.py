@@ -113,7 +113,7 @@ def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
     own = matrices_of(plan, number)
     kinds = Counter((item.matrix.shape, item.dtype) for item in own)
     first = {item.matrix.shape: item.matrix.key for item in own}
-    edit, times = _edit_of(step)
+    edit, times = edit_of(step)
     edits = {kind: measured_edit(edit, first[kind[0]], *kind, plan.device) for kind in kinds}
     beside = [*_decomposed_together(plan, step, own), *_written_beside(plan, own)]
     editing = times * sum(count * edits[kind].seconds for kind, count in kinds.items())
@@ -136,7 +136,7 @@ def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
     )
 
 
-def _edit_of(step: Step) -> tuple[Step, int]:
+def edit_of(step: Step) -> tuple[Step, int]:
     """The step whose edit of every matrix takes as long as what a step does to each, and how many times. A search
     decomposes what it tries; one that goes by second moments does so by them, and again for what it found.
     """

@@ -97,10 +97,10 @@ def _measured_edit(about: str, key: str, shape: Shape, dtype: str, device: str, 
         if tried == shape or found[-1].seconds * 8 > PATIENCE_SECONDS:
             break
         side *= 2
-    return _carried_on(found, shape, decomposes=_decomposes(hidden.step.method))
+    return _carried_on(found, shape, decomposes=decomposes(hidden.step.method))
 
 
-def _decomposes(name: str) -> bool:
+def decomposes(name: str) -> bool:
     method = registered_methods()[name]
     return bool({"svd", "truncate", "keep", "remember"} & method.engine_arguments) or method.rank_from_weights
 

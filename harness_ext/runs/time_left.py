@@ -1,16 +1,19 @@
-"""How long a command will still take: every variant is scored as long as the baseline was, and learns as long as its
-passes over its documents take at the speed of that scoring, corrected by how long those took that are done. Nothing is
-measured for it; what is said before the first recipe that learns is rough.
+"""How long a command will still take: every variant is scored as long as the baseline was, and before that learns and
+decomposes matrices, at the speed of that scoring, corrected by how long those took that are done. Nothing is measured
+for it, so that it is right within a factor of two at most, and told as roughly.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.editing.plan import TOKENS, plan_of_loaded
-from harness_ext.editing.plan_workload import documents_of, passes_of
+from harness_ext.editing.plan import TOKENS, Plan, plan_of_loaded
+from harness_ext.editing.plan_estimate import edit_of
+from harness_ext.editing.plan_measurement import decomposes
+from harness_ext.editing.plan_workload import documents_of, matrices_of, passes_of
 from harness_ext.errors import UserError
 from harness_ext.recipe.recipe import Recipe
 
@@ -22,46 +25,83 @@ _BACKWARD = 2
 _SCORED = 2
 """Times that the control of a search scores its documents at least: as the model is, and as it becomes."""
 
+_DECOMPOSED = 30
+"""What a decomposition in double precision takes, in products with the rows of its smaller side: by measurement."""
+_AT_LEAST_LEFT = 0.2
+"""Of the time that a variant has taken already, what it takes still where it should have been done."""
 
-def learning_tokens(recipe: Recipe, checkpoint: Checkpoint) -> float:
-    """Tokens that all passes of a recipe over its documents have, statistics counted as passes. checkpoint: as
-    `as_loaded` gives it.
+
+class Work(NamedTuple):
+    """What a variant does before it is scored. tokens: that it learns from, in documents of `TOKENS`. edits: what its
+    decompositions take, in tokens as well.
     """
-    planned, total = plan_of_loaded(recipe, checkpoint), 0.0
-    for number, step in enumerate(recipe.steps):
+
+    tokens: float = 0.0
+    edits: float = 0.0
+
+
+def learning_tokens(planned: Plan) -> float:
+    """Tokens that all passes of a recipe over its documents have, statistics counted as passes."""
+    total = 0.0
+    for number, step in enumerate(planned.recipe.steps):
         passes = passes_of(planned, number, step)
         times = passes.forward + _BACKWARD * passes.backward + passes.gathering
         total += times * documents_of(step) * TOKENS
     return total
 
 
-def expected_work(recipes: Iterable[Recipe], controls: Iterable[str], checkpoint: Checkpoint) -> dict[str, float]:
-    """The tokens of every variant of a command but the baseline, by label, in order."""
-    work: dict[str, float] = {}
+def editing_tokens(planned: Plan, *, once: bool = False) -> float:
+    """Tokens that take as long as all decompositions of a recipe: one is multiplied with every parameter. once: of
+    those of a search the last alone.
+    """
+    total = 0.0
+    for number, step in enumerate(planned.recipe.steps):
+        edit, times = edit_of(step)
+        if decomposes(edit.method):
+            shapes = [item.matrix.shape for item in matrices_of(planned, number)]
+            total += (1 if once else times) * sum(math.prod(shape) * min(shape) for shape in shapes)
+    return _DECOMPOSED * total / planned.parameters
+
+
+def expected_work(recipes: Iterable[Recipe], controls: Iterable[str], checkpoint: Checkpoint) -> dict[str, Work]:
+    """Of every variant of a command but the baseline, by label, in order. checkpoint: as `as_loaded` gives it. A
+    control edits as its recipe does, and learns nothing but what scores a search.
+    """
+    work: dict[str, Work] = {}
     for recipe in recipes:
-        tokens = 0.0
+        own = control = Work()
         with suppress(UserError):  # the variant will say what is wrong
-            tokens = learning_tokens(recipe, checkpoint)
-        searched = sum(_SCORED * documents_of(step) * TOKENS for step in recipe.steps if step.is_search)
-        work |= {recipe.label: tokens} | {f"{recipe.label}+{name}": float(searched) for name in controls}
+            planned = plan_of_loaded(recipe, checkpoint)
+            own = Work(learning_tokens(planned), editing_tokens(planned))
+            searched = sum(_SCORED * documents_of(step) * TOKENS for step in recipe.steps if step.is_search)
+            control = Work(float(searched), editing_tokens(planned, once=True))
+        work |= {recipe.label: own} | {f"{recipe.label}+{name}": control for name in controls}
     return work
 
 
 class TimeLeft:
-    """What is left of a command. work: the tokens that each variant learns from, by label, in order, without the
-    baseline. clock: seconds that only go forward.
+    """What is left of a command. work: of each variant, by label, in order, without the baseline. clock: seconds that
+    only go forward.
     """
 
-    def __init__(self, work: Mapping[str, float], clock: Callable[[], float]) -> None:
-        self._waiting, self._clock, self._began = dict(work), clock, clock()
-        self._scoring = self._speed = 0.0
-        self._seconds = self._tokens = 0.0
+    def __init__(self, work: Mapping[str, Work], clock: Callable[[], float]) -> None:
+        self._work, self._clock, self._began = dict(work), clock, clock()
+        self._waiting: dict[str, float] = {}
+        self._scoring = self._usual = self._spent = self._expected = 0.0
 
     def scored(self, receipt: Mapping[str, Any]) -> None:
-        """The baseline is done, and left this receipt."""
-        speeds = [one["tokens_per_second"] for one in receipt.get("speed") or () if one["phase"] != "decode"]
-        self._scoring, self._speed = float(receipt["seconds"]["evaluate"]), float(next(iter(speeds), 0))
+        """The baseline is done, and left this receipt. Documents to learn from are taken to be as long as its own."""
         self._began = self._clock()
+        measured = next((one for one in receipt.get("speed") or () if one["phase"] != "decode"), None)
+        if measured is None or not measured["tokens_per_second"]:
+            return
+        self._scoring, length = float(receipt["seconds"]["evaluate"]), measured["length"] / TOKENS
+        self._waiting = {
+            label: (length * work.tokens + work.edits) / measured["tokens_per_second"]
+            for label, work in self._work.items()
+        }
+        # What is expected counts as much as one variant that is done.
+        self._usual = sum(self._waiting.values()) / max(1, len(self._waiting))
 
     def finished(self, label: str, *, reused: bool) -> None:
         """A variant is done; those before it that are not will never be."""
@@ -69,20 +109,19 @@ class TimeLeft:
         if label not in self._waiting:
             return
         for other in list(self._waiting):
-            tokens = self._waiting.pop(other)
+            expected = self._waiting.pop(other)
             if other == label:
                 break
-        if tokens and not reused:
-            self._seconds += max(0.0, spent - self._scoring)
-            self._tokens += tokens
+        if not reused:
+            self._spent += max(0.0, spent - self._scoring)
+            self._expected += expected
 
     def seconds(self) -> float | None:
         """Expected from now on; None where the baseline did not tell."""
-        if not self._scoring or not self._speed:
+        if not self._scoring:
             return None
-        each, spent = self._seconds / self._tokens if self._tokens else 1 / self._speed, self._clock() - self._began
-        if running := next(iter(self._waiting.values()), 0.0):
-            # What takes longer than expected already is news of those to come.
-            each = max(each, (spent - self._scoring) / running)
-        expected = [self._scoring + each * tokens for tokens in self._waiting.values()]
-        return sum(expected) - min(spent, sum(expected[:1]))
+        # What runs tells nothing of those to come before it is done: it may do work of another kind.
+        pace = (self._usual + self._spent) / (self._usual + self._expected) if self._usual else 1.0
+        running, *others = [self._scoring + pace * expected for expected in self._waiting.values()] or [0.0]
+        spent = self._clock() - self._began
+        return max(running - spent, _AT_LEAST_LEFT * spent if self._waiting else 0.0) + sum(others)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from harness_ext.progress import Progress, ProgressBar, ProgressLines, duration, progress_for, rate
+from harness_ext.progress import Progress, ProgressBar, ProgressLines, duration, progress_for, rate, roughly
 
 
 class Clock:
@@ -141,7 +141,13 @@ def test_what_is_left_of_unlike_units_is_told_before_the_stage_that_is_shown(
             progress.tick()
     assert told(capsys) == [
         "[3/7] editing: 1 of 14 matrices, about 13 min left, 60 s so far",
-        "[3/7, 5 min left] editing: 2 of 14 matrices, about 12 min left, 2 min so far",
+        "[3/7, about 5 min left] editing: 2 of 14 matrices, about 12 min left, 2 min so far",
+    ]
+
+
+def test_a_guess_has_no_more_digits_than_are_known() -> None:
+    assert [roughly(seconds) for seconds in (2, 34, 93, 96, 250, 1_000, 5_000)] == [
+        *("10 s", "30 s", "90 s", "2 min", "4 min", "15 min", "85 min")
     ]
 
 
