@@ -24,9 +24,10 @@ _BACKWARD = 2
 """Forward passes that take as long as a backward pass."""
 _SCORED = 2
 """Times that the control of a search scores its documents at least: as the model is, and as it becomes."""
-
 _DECOMPOSED = 30
-"""What a decomposition in double precision takes, in products with the rows of its smaller side: by measurement."""
+"""What a decomposition of `[m, n]` takes, in multiplications, over `m n min(m, n)`: as measured on a CPU."""
+_TRUSTED = 2
+"""What is expected counts as much as so many usual variants that are done."""
 _AT_LEAST_LEFT = 0.2
 """Of the time that a variant has taken already, what it takes still where it should have been done."""
 
@@ -87,7 +88,7 @@ class TimeLeft:
     def __init__(self, work: Mapping[str, Work], clock: Callable[[], float]) -> None:
         self._work, self._clock, self._began = dict(work), clock, clock()
         self._waiting: dict[str, float] = {}
-        self._scoring = self._usual = self._spent = self._expected = 0.0
+        self._scoring = self._trusted = self._spent = self._expected = 0.0
 
     def scored(self, receipt: Mapping[str, Any]) -> None:
         """The baseline is done, and left this receipt. Documents to learn from are taken to be as long as its own."""
@@ -100,8 +101,7 @@ class TimeLeft:
             label: (length * work.tokens + work.edits) / measured["tokens_per_second"]
             for label, work in self._work.items()
         }
-        # What is expected counts as much as one variant that is done.
-        self._usual = sum(self._waiting.values()) / max(1, len(self._waiting))
+        self._trusted = _TRUSTED * sum(self._waiting.values()) / max(1, len(self._waiting))
 
     def finished(self, label: str, *, reused: bool) -> None:
         """A variant is done; those before it that are not will never be."""
@@ -121,7 +121,7 @@ class TimeLeft:
         if not self._scoring:
             return None
         # What runs tells nothing of those to come before it is done: it may do work of another kind.
-        pace = (self._usual + self._spent) / (self._usual + self._expected) if self._usual else 1.0
+        pace = (self._trusted + self._spent) / (self._trusted + self._expected) if self._trusted else 1.0
         running, *others = [self._scoring + pace * expected for expected in self._waiting.values()] or [0.0]
         spent = self._clock() - self._began
         return max(running - spent, _AT_LEAST_LEFT * spent if self._waiting else 0.0) + sum(others)

@@ -52,8 +52,8 @@ def test_scoring_and_learning_are_counted_and_learning_is_corrected_by_what_it_t
     # One that takes longer than expected lengthens itself, and the others only when it is done.
     assert left.seconds() == pytest.approx(0.2 * 50 + 10 + 30 + 10 + 10)
     left.finished("a", reused=False)
-    # It took four times as long; what was expected counts as much as one that is done.
-    pace = (6 + 40) / (6 + 10)
+    # It took four times as long; what was expected counts as much as two of the five.
+    pace = (12 + 40) / (12 + 10)
     assert left.seconds() == pytest.approx(10 + (10 + pace * 20) + 10 + 10)
     # A control that is not made is waited for no longer, and what was there before tells nothing of the pace.
     left.finished("b", reused=True)
