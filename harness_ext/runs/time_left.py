@@ -24,11 +24,11 @@ _BACKWARD = 2
 """Forward passes that take as long as a backward pass."""
 _SCORED = 2
 """Times that the control of a search scores its documents at least: as the model is, and as it becomes."""
-_DECOMPOSED = 30
+_DECOMPOSED = 24
 """What a decomposition of `[m, n]` takes, in multiplications, over `m n min(m, n)`: as measured on a CPU."""
 _TRUSTED = 2
 """What is expected counts as much as so many usual variants that are done."""
-_AT_LEAST_LEFT = 0.2
+_AT_LEAST_LEFT = 0.25
 """Of the time that a variant has taken already, what it takes still where it should have been done."""
 
 

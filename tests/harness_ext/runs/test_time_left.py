@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
@@ -15,22 +16,22 @@ from harness_ext.runs.time_left import TimeLeft, Work, expected_work, learning_t
 from tests.harness_ext.test_progress import Clock
 
 WORK = {"a": Work(1000.0), "a+noise": Work(), "b": Work(1000.0, 1000.0), "b+noise": Work(), "c": Work()}
-BASELINE = {
+BASELINE: dict[str, Any] = {
     "seconds": {"evaluate": 10.0},
     "speed": [{"phase": "scoring", "tokens_per_second": 100.0, "length": float(TOKENS)}],
 }
 
 # An audit of SmolLM2-135M-Instruct on two cores: what each variant learns and decomposes, and its seconds.
 AUDITED = {
-    "laser": (Work(0, 114), 4.4),
-    "laser+random-subspace": (Work(0, 114), 4.2),
-    "eigenprune": (Work(36_864, 47), 22.6),
-    "eigenprune+random-subspace": (Work(0, 47), 4.4),
-    "svd-llm": (Work(18_432, 13_070), 90.9),
-    "svd-llm+random-subspace": (Work(0, 13_070), 19.8),
-    "zero-sum": (Work(61_440, 26_141), 99.1),
-    "zero-sum+random-subspace": (Work(12_288, 13_070), 55.2),
-    "laser-search": (Work(13_107, 341), 21.3),
+    "laser": (Work(0, 91), 4.4),
+    "laser+random-subspace": (Work(0, 91), 4.2),
+    "eigenprune": (Work(36_864, 38), 22.6),
+    "eigenprune+random-subspace": (Work(0, 38), 4.4),
+    "svd-llm": (Work(18_432, 10_456), 90.9),
+    "svd-llm+random-subspace": (Work(0, 10_456), 19.8),
+    "zero-sum": (Work(61_440, 20_912), 99.1),
+    "zero-sum+random-subspace": (Work(12_288, 10_456), 55.2),
+    "laser-search": (Work(13_107, 273), 21.3),
 }
 
 
@@ -50,7 +51,7 @@ def test_scoring_and_learning_are_counted_and_learning_is_corrected_by_what_it_t
     assert left.seconds() == pytest.approx(65)
     clock.now += 35
     # One that takes longer than expected lengthens itself, and the others only when it is done.
-    assert left.seconds() == pytest.approx(0.2 * 50 + 10 + 30 + 10 + 10)
+    assert left.seconds() == pytest.approx(0.25 * 50 + 10 + 30 + 10 + 10)
     left.finished("a", reused=False)
     # It took four times as long; what was expected counts as much as two of the five.
     pace = (12 + 40) / (12 + 10)
@@ -61,6 +62,12 @@ def test_scoring_and_learning_are_counted_and_learning_is_corrected_by_what_it_t
     left.finished("b+noise", reused=False)
     left.finished("c", reused=False)
     assert not left.seconds()
+
+
+def test_documents_to_learn_from_are_taken_to_be_as_long_as_the_scored_ones(clock: Clock) -> None:
+    left = TimeLeft(WORK, clock)
+    left.scored({**BASELINE, "speed": [{**BASELINE["speed"][0], "length": TOKENS / 4}]})
+    assert left.seconds() == pytest.approx(50 + 2 * 10 / 4 + 10)
 
 
 def test_what_is_told_of_a_whole_command_is_steady_and_roughly_right(clock: Clock) -> None:
