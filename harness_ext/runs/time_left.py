@@ -1,6 +1,6 @@
 """How long a command will still take: every variant is scored as long as the baseline was, and before that learns and
 decomposes matrices, at the speed of that scoring, corrected by how long those took that are done. Nothing is measured
-for it, so that it is right within a factor of two at most, and told as roughly.
+for it: it may be off by a factor of two, and is told as roughly.
 """
 
 from __future__ import annotations
