@@ -530,7 +530,7 @@ def drawn(figures: Sequence[Figure], made: datetime) -> dict[str, str]:
     base = figures[0].outcomes
     first = [one for one in figures if one.seed == SEEDS[0] and not one.control]
     cells = tuple(_drawn(one, task) for one in first for task in one.outcomes if task in base)
-    report = Report(NAME, NAME, "the unedited model", cells, (), made)
+    report = Report(NAME.removesuffix("-Instruct"), NAME, "the unedited model", cells, (), made)
     task = list(base)[-1]
     return {
         "improvement": standalone(interval_plot(report, task)),
@@ -549,7 +549,7 @@ def _drawn(figure: Figure, task: str) -> Cell:
         recipe=figure.recipe,
         run_id=figure.recipe,
         task=task,
-        metric=f"{outcome.metric}, difference from the unedited model",
+        metric=f"{outcome.metric} gained",
         filter="none",
         n=outcome.n,
         baseline_score=0.0,
