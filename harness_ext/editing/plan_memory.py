@@ -52,7 +52,7 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
     if not step.is_search or statistics_names(step):
         passes, batch = passes_of(plan, number, step), batch_of(plan, step)
         of_logits = batch.of_all if passes.backward and not step.trains_blocks else ANSWER * batch.documents
-        learning = 2 * _FP32 * of_logits * plan.vocabulary + 3 * _FP32 * batch.of_all * widest
+        learning = 2 * _FP32 * of_logits * plan.vocabulary + 2 * _FP32 * batch.of_all * widest
         # A backward pass needs what each layer that it goes through made.
         made = _FP32 * batch.of_all * sum(count * sum(shape) for shape, count in plan.products)
         if passes.backward:
@@ -65,7 +65,9 @@ def held_of(plan: Plan, number: int, step: Step) -> Held:
         if step.trains_blocks:
             # Those of the edited model and of the unedited one, and each once more as it enters.
             kept += 4 * documents_of(step) * plan.tokens * width_of(plan) * _FP32
-        kept += _held_factors(own, statistics_of(step))
+        # A search gathers one after another, and lets go of each.
+        names = [frozenset({name}) for name in statistics_of(step)] if step.is_search else [statistics_of(step)]
+        kept += max((_held_factors(own, together) for together in names), default=0)
     if step.is_search:
         # Statistics are let go before the trials, but by a search that goes from the last layer to the first.
         standing = kept if _held_by_search(step, own) else 0
