@@ -39,7 +39,7 @@ from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.remote_copy import RemoteCopy
 from harness_ext.runs.spec import RunSpec
 from harness_ext.runs.stored_model import model_to_be_loaded, stored_model
-from harness_ext.runs.time_left import TimeLeft, expected_work
+from harness_ext.runs.time_left import TimeLeft, Work, expected_work
 from harness_ext.runs.variant_runs import VariantRuns
 from harness_ext.storage import rundir
 from harness_ext.storage.resume import ResumeState
@@ -90,6 +90,7 @@ class Session:
         self._runs = VariantRuns(self.harness, self.spec, self.folder, self._remote, report)
         self._baseline_speed: dict[str, float | None] = {}
         self._to_check: list[Recipe] = []
+        self._work: dict[str, Work] = {}
         self._unchanged = Unchanged()
         self.not_made: list[ControlNotMade] = []
         self._seconds_loading = 0.0
@@ -194,7 +195,8 @@ class Session:
                 # A pattern that matches nothing may be the fault of weights that are not there.
                 check_headers(stored_model(self.loading_arguments))
             raise UserError("\n".join(mistakes))
-        self._work = expected_work(self._to_check, self.config.controls, loaded) if loaded is not None else {}
+        if loaded is not None:
+            self._work = expected_work(self._to_check, self.config.controls, loaded)
 
     def _headers(self) -> Checkpoint | None:
         return model_to_be_loaded(self.loading_arguments)
