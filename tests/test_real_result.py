@@ -88,14 +88,44 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe() -> None:
     ]
     change = "+0.100 (+0.100 to +0.100)"
     assert page.summary(page.by_recipe(figures)) == (
-        f"- `t` (0.400 unedited): better and beating its control: `both` {change}; better, as its control may be:"
-        f" `alike` {change}; better from some seeds only, always beating its control: `some` {change}; better from some"
-        f" seeds only, as its control may be: `few` {change}; 1 of 5 are worse or collapsed."
+        f"- `t` (0.400 unedited): better, beating its control: `both` {change}; better, not shown to beat its control:"
+        f" `alike` {change}; better from some seeds only, beating its control: `some` {change}; better from some"
+        f" seeds only, not shown to beat its control: `few` {change}; 1 of 5 are worse or collapsed."
     )
     beating_in_vain = _figures("less bad", ("undecided", "better"))
     assert page.summary(page.by_recipe([_baseline(), *beating_in_vain])) == (
         "- `t` (0.400 unedited): nothing is better and beats its control; 0 of 1 are worse or collapsed."
     )
+
+
+def test_a_control_that_gains_more_is_shown_beside_its_recipe() -> None:
+    (own,) = _figures("chance", ("better", "worse"))
+    control = replace(own, control=True, outcomes={"t": _outcome(0.6, 0.1, 0.3, "better", None)})
+    rows = page.by_recipe([_baseline(), own, control])
+    assert page.summary(rows) == (
+        "- `t` (0.400 unedited): nothing is better and beats its control; better, its control more so: `chance` +0.100"
+        " [+0.000, +0.200], control +0.200 [+0.100, +0.300]; 0 of 1 are worse or collapsed."
+    )
+    assert page.table(rows).endswith("| +0.100 [+0.000, +0.200] better; control +0.200 better |")
+
+
+def test_the_short_table_knows_in_which_direction_metrics_are_good_and_adds_none_of_two_kinds() -> None:
+    def figure(name: str, accuracy: float, perplexity: float | None) -> object:
+        outcomes = {"t": _outcome(accuracy, 0, 0.2, "worse", None)}
+        if perplexity is not None:
+            other = _outcome(perplexity, 0, 2, "worse", None, unedited=44.0)
+            outcomes["texts"] = replace(other, metric="perplexity", higher_is_better=False)
+        return real_figures.Figure(name, 0, False, "", 0.8, 1.0, outcomes)
+
+    baseline = replace(_baseline(), outcomes=figure("baseline", 0.4, 44.0).outcomes)
+    found = [
+        figure("ruined", 0.3, 9e4),
+        figure("mild", 0.39, 45.0),
+        figure("half", 0.38, None),
+        figure("bad", 0.36, 90.0),
+    ]
+    shown = page.in_short(page.by_recipe([baseline, *found])).splitlines()[2:]
+    assert [line.split("`")[1] for line in shown] == ["mild", "bad", "half"]
 
 
 def test_the_short_table_stays_short() -> None:
@@ -138,7 +168,7 @@ def test_a_limit_shows_on_which_side_of_zero_it_lies() -> None:
 
 
 def test_every_stored_figure_is_of_a_recipe_of_today() -> None:
-    today = {real_figures.identity_of(parse_recipe(one)) for one in asked.recipes()}
+    today = {parse_recipe(one).fingerprint for one in asked.recipes()}
     assert {one.recipe for one in real_figures.stored() if one.recipe_id not in today} == {"baseline"}
 
 
@@ -154,7 +184,7 @@ def test_tasks_without_items_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_figures_of_another_machine_stay_with_its_unedited_model() -> None:
     def measured(recipe: str, seed: int, unedited: float, task: str = "t") -> object:
-        recipe_id = real_figures.identity_of(parse_recipe(asked.written(recipe, seed)))
+        recipe_id = parse_recipe(asked.written(recipe, seed)).fingerprint
         outcome = _outcome(0.5, 0.0, 0.2, "same", None, unedited=unedited)
         return real_figures.Figure(recipe, seed, False, recipe_id, 0.8, 1.0, {task: outcome})
 

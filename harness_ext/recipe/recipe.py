@@ -157,6 +157,11 @@ class Recipe(BaseModel):
             revised[FACTORED] = _FACTORED_REVISION
         return {name: revision for name, revision in sorted(revised.items()) if revision > 1}
 
+    @property
+    def fingerprint(self) -> str:
+        """What a stored figure is of: the settings, and the revisions by which they mean these weights."""
+        return " ".join([self.recipe_id, *(f"{name}={revision}" for name, revision in self.revisions.items())])
+
     def resolved(self) -> dict[str, Any]:
         """The recipe as plain data, every default written out: what a file that reproduces it holds."""
         steps = [step.model_dump(mode="json", exclude_none=True) for step in self.steps]

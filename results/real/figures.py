@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from results.real.asked import HERE, parted, recipes, written
 
 if TYPE_CHECKING:
-    from harness_ext.recipe.recipe import Recipe
     from leaderboard.board.cell import Cell
     from leaderboard.store.queries import RunRow
 
@@ -45,7 +44,7 @@ class Outcome:
 class Figure:
     """One recipe at one budget, from one calibration seed; or its control.
 
-    recipe_id: `identity_of` the recipe, None of the unedited model. kept: share of the parameters if stored as factors.
+    recipe_id: its fingerprint, None of the unedited model. kept: share of the parameters if stored as factors.
     seconds: to learn and to edit. outcomes: by task.
     """
 
@@ -99,11 +98,6 @@ def in_order(figures: Iterable[Figure]) -> list[Figure]:
     return sorted(figures, key=lambda one: (one.recipe != BASELINE, one.recipe, one.seed, one.control))
 
 
-def identity_of(recipe: Recipe) -> str:
-    """What a figure is of: the settings, and the revisions of methods by which they mean these weights."""
-    return " ".join([recipe.recipe_id, *(f"{name}={revision}" for name, revision in recipe.revisions.items())])
-
-
 def _figure(run: RunRow, receipt: dict[str, Any], cells: Sequence[Cell]) -> Figure | None:
     from harness_ext.recipe.recipe import parse_recipe
 
@@ -117,7 +111,7 @@ def _figure(run: RunRow, receipt: dict[str, Any], cells: Sequence[Cell]) -> Figu
         recipe=name,
         seed=seed,
         control=run.control is not None,
-        recipe_id=None if name == BASELINE else identity_of(recipe),
+        recipe_id=None if name == BASELINE else recipe.fingerprint,
         kept=None if size is None else round(size, 3),
         seconds=round(receipt["seconds"]["calibrate"] + receipt["seconds"]["edit"], 1),
         outcomes={cell.task: _outcome(cell) for cell in cells},
@@ -159,7 +153,7 @@ def merged(earlier: Sequence[Figure], new: Sequence[Figure]) -> list[Figure]:
             f" {', '.join(earlier[0].outcomes)}: recipes learn from the tasks' documents, so that these do not stand"
             " beside each other; --anew (make real ANEW=1) leaves the earlier ones out"
         )
-    asked = {identity_of(parse_recipe(one)) for one in recipes()}
+    asked = {parse_recipe(one).fingerprint for one in recipes()}
     again = {(one.recipe, one.seed) for one in new}
     kept = [one for one in earlier if (one.recipe, one.seed) not in again and one.recipe_id in asked]
     edited = [*(one for one in new if one.recipe != BASELINE), *kept]

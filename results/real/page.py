@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,12 @@ SMALL = 0.86
 GAINS, SMALLER = 7, 3
 """Rows of the short table: of what helps somewhere, and of what makes the model small."""
 BROKEN = ("worse", "collapsed")
+BESIDE_CONTROL = {
+    "better": "beating its control",
+    "worse": "its control more so",
+    "": "not shown to beat its control",
+}
+"""What a recipe is against its control, from each seed alike, or else -> what is said of it."""
 README_START, README_END = "<!-- real: written by `make real` -->\n", "<!-- end of real -->"
 
 
@@ -41,12 +48,23 @@ class Row:
         """Whether each seed says one of these."""
         return set(self.words(task)) <= set(words) and bool(self.of(task))
 
-    def beats(self, task: str) -> bool:
-        """Whether each seed beats its control."""
-        return all(outcome.beats == "better" for outcome in self.of(task))
+    def beside_control(self, task: str) -> str:
+        """A key of `BESIDE_CONTROL`."""
+        found = {outcome.beats or "" for outcome in self.of(task)}
+        return next(iter(found & BESIDE_CONTROL.keys()), "") if len(found) == 1 else ""
 
     def differences(self, task: str) -> list[float]:
         return [outcome.difference for outcome in self.of(task)]
+
+    def improvement(self, task: str) -> float | None:
+        """The mean over the seeds, above zero where it is good."""
+        found = [one.difference if one.higher_is_better else -one.difference for one in self.of(task)]
+        return mean(found) if found else None
+
+    @property
+    def control(self) -> Row:
+        """Its controls as a row."""
+        return Row(self.recipe, self.controls, [])
 
     def shown(self, task: str) -> str:
         """What it changes: of one seed with its 95 % interval, `+0.030 [+0.010, +0.050]`; of several the mean, the
@@ -95,27 +113,40 @@ def summary(rows: Sequence[Row]) -> str:
     for task in base.own[0].outcomes:
         measured_here = [row for row in edited if row.of(task)]
         helps = [row for row in measured_here if row.says(task, "better")]
-        beating = [row for row in helps if row.beats(task)]
         broken = [row for row in measured_here if row.says(task, *BROKEN)]
-        others = [row for row in helps if row not in beating]
         sometimes = [row for row in measured_here if row not in helps and "better" in row.words(task)]
-        against = [row for row in sometimes if row.beats(task)]
-        alike = [row for row in sometimes if row not in against]
-        said = [
-            f"better and beating its control: {_names(beating, task)}"
-            if beating
-            else "nothing is better and beats its control"
-        ]
-        said += [f"better, as its control may be: {_names(others, task)}"] if others else []
-        said += [f"better from some seeds only, always beating its control: {_names(against, task)}"] if against else []
-        said += [f"better from some seeds only, as its control may be: {_names(alike, task)}"] if alike else []
+        said = (
+            []
+            if any(row.beside_control(task) == "better" for row in helps)
+            else ["nothing is better and beats its control"]
+        )
+        said += _by_control("better", helps, task)
+        said += _by_control("better from some seeds only", sometimes, task)
         said += [f"{len(broken)} of {len(measured_here)} are worse or collapsed"]
         lines.append(f"- `{task}` ({base.scores(task)} unedited): {'; '.join(said)}.")
     return "\n".join(lines)
 
 
+def _by_control(what: str, rows: Sequence[Row], task: str) -> list[str]:
+    """What is said of them, by what they are against their controls."""
+    return [
+        f"{what}, {said}: {_names(alike, task)}"
+        for beside, said in BESIDE_CONTROL.items()
+        if (alike := [row for row in rows if row.beside_control(task) == beside])
+    ]
+
+
 def _names(rows: Iterable[Row], task: str) -> str:
-    return ", ".join(f"`{row.recipe}` {row.shown(task)}" for row in rows)
+    """Each with what it changes, and what its control does where that is not less."""
+    return ", ".join(
+        f"`{row.recipe}` {row.shown(task)}"
+        + (
+            f", control {row.control.shown(task)}"
+            if row.control.of(task) and row.beside_control(task) != "better"
+            else ""
+        )
+        for row in rows
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -123,26 +154,29 @@ def table(rows: Sequence[Row]) -> str:
     control's.
     """
     names = list(rows[0].own[0].outcomes)
-    return _lines(rows, names, [f"`{name}`" for name in names])
+    return _lines(rows, names, [f"`{name}`" for name in names], in_full=True)
 
 
-def _lines(rows: Iterable[Row], names: Sequence[str], heads: Sequence[str]) -> str:
+def _lines(rows: Iterable[Row], names: Sequence[str], heads: Sequence[str], *, in_full: bool = False) -> str:
     lines = [f"| recipe | size | s | {' | '.join(heads)} |", "|---" * (len(names) + 3) + "|"]
     for row in rows:
-        cells = [_cell(row, name) for name in names]
+        cells = [_cell(row, name, in_full) for name in names]
         lines.append(f"| `{row.recipe}` | {row.size} | {row.seconds:.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(row: Row, task: str) -> str:
-    """`+0.030 [+0.010, +0.050] better; control worse`; of the unedited model its score."""
+def _cell(row: Row, task: str, in_full: bool) -> str:
+    """`+0.030 [+0.010, +0.050] better; control worse`, in full with what the control changes on average; of the
+    unedited model its score.
+    """
     if not row.of(task):
         return "-"
     if row.recipe == BASELINE:
         return row.scores(task)
     said = f"{row.shown(task)} {_counted(row.words(task))}"
-    of_controls = Row(row.recipe, row.controls, []).words(task)
-    return f"{said}; control {_counted(of_controls)}" if of_controls else said
+    of_controls = row.control.words(task)
+    beside = f"{mean(row.control.differences(task)):+.3f} " if in_full and of_controls else ""
+    return f"{said}; control {beside}{_counted(of_controls)}" if of_controls else said
 
 
 def _counted(verdicts: Sequence[str]) -> str:
@@ -152,12 +186,17 @@ def _counted(verdicts: Sequence[str]) -> str:
 
 
 def in_short(rows: Sequence[Row]) -> str:
-    """The table of the project's README, by the sum of what they change: the best of what is better than unedited and
-    than its control on some task, from each of its seeds, and of the other recipes that make the model a sixth smaller.
+    """The table of the project's README, by the mean of their places on the tasks: the best of what is better than
+    unedited and than its control on some task, from each of its seeds, and of the other recipes that make the model a
+    sixth smaller.
     """
     base, *edited = rows
     names = list(base.own[0].outcomes)
-    gains = [row for row in edited if any(row.says(name, "better") and row.beats(name) for name in names)]
+    gains = [
+        row
+        for row in edited
+        if any(row.says(name, "better") and row.beside_control(name) == "better" for name in names)
+    ]
     shown = _best_first(gains, names)[:GAINS]
     smaller = [row for row in edited if row not in shown and round(row.own[0].kept or 1, 2) <= SMALL]
     heads = [f"`{name}`: {base.scores(name)}" for name in names]
@@ -171,8 +210,14 @@ def in_readme(text: str, figures: Sequence[Figure]) -> str:
     return "".join((before, start, in_short(by_recipe(figures)), "\n", end, after))
 
 
-def _best_first(rows: Iterable[Row], tasks: Sequence[str]) -> list[Row]:
-    return sorted(rows, key=lambda row: -sum(mean(row.differences(task)) for task in tasks))
+def _best_first(rows: Sequence[Row], tasks: Sequence[str]) -> list[Row]:
+    """Places, since improvements of unlike metrics cannot be added; what has no result on a task is last there."""
+    places: Counter[str] = Counter()
+    for task in tasks:
+        improvements = {row.recipe: -math.inf if (gain := row.improvement(task)) is None else gain for row in rows}
+        for name, own in improvements.items():
+            places[name] += sum(other > own for other in improvements.values())
+    return sorted(rows, key=lambda row: places[row.recipe])
 
 
 def render(figures: Sequence[Figure]) -> str:
