@@ -22,6 +22,11 @@ def ingest_command(database: Path, *paths: Path | str, rebuild: bool = False) ->
     return shlex.join([*words, *_database_flag(database)])
 
 
+def advised(database: Path | None, *words: str) -> str:
+    """A command of `lm_eval` that is about a database, in the quotes of messages; None: of one in memory alone."""
+    return f"`{shlex.join(['lm_eval', *words, *(_database_flag(database) if database is not None else [])])}`"
+
+
 def run_arguments(database: Path) -> list[str]:
     """What `lm_eval run` needs besides, so that its results land in `database`; nothing where no run would write
     there.

@@ -64,9 +64,10 @@ def _print(compared: RunComparison, b: Path, controls: Sequence[Path]) -> None:
     from leaderboard.terminal.table import render, render_unshared
 
     style = terminal_style()
+    table = render(compared.cells, width=style.width, color=style.color, of_pair=True)
     lines = render_unshared(compared.unshared, width=style.width)
     first, second = (plain(only.label) for only in compared.unshared)
     print(f"A is {first}, B is {second}; delta is B minus A")
-    print("\n".join([render(compared.cells, width=style.width, color=style.color), *([""] if lines else []), *lines]))
+    print("\n".join([table, *([""] if lines else []), *lines]))
     if controls:
         print(f"\ncontrol   lm_eval compare {shlex.join(map(str, (controls[0], b)))}")

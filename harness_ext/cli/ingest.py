@@ -14,7 +14,7 @@ from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from harness_ext.progress import progress_for
 from harness_ext.storage.remote import is_remote
-from leaderboard.commands import DEFAULT_DATABASE
+from leaderboard.commands import DEFAULT_DATABASE, advised
 from leaderboard.readers.addresses import is_postgres
 from leaderboard.terminal.path_flags import database_path, local_path
 
@@ -171,12 +171,11 @@ def _watch(paths: list[Path], args: argparse.Namespace) -> NoReturn:
 def _tell(report: IngestReport, database: Path, wrong: Sequence[Rejection] = ()) -> None:
     from leaderboard.terminal.format import plain
 
-    deleted = (
-        f", {len(report.deleted)} left out since deleted (`lm_eval runs list --deleted`)" if report.deleted else ""
-    )
+    listed = advised(database, "runs", "list", "--deleted")
+    deleted = f", {len(report.deleted)} left out since deleted ({listed})" if report.deleted else ""
     print(
-        f"{len(report.added)} added, {len(report.duplicates)} known already, {len(report.rejected)} rejected{deleted}:"
-        f" {database}",
+        f"{len(report.added)} added, {len(report.duplicates)} known already, {len(report.rejected)} rejected{deleted};"
+        f" database: {database}",
         flush=True,
     )
     for line in [*_foreign(report, database), *report.notes]:

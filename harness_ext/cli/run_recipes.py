@@ -82,7 +82,7 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
     if not stored or executed.remote is not None:
         # Many machines may write to a remote place; the board is made where the runs are brought together.
         judged = execution.judged_alone(executed.paths)
-        _print(judged, form, details=details)
+        _print(judged, executed.database, form, details=details)
         return judged
     from leaderboard.commands import ingest_command
     from leaderboard.errors import LeaderboardError
@@ -91,10 +91,10 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
     try:
         with report.progress.stage("comparing the runs with all others of the model"):
             judged = execution.judged_in_store(paths, database, report)
-        _print(judged, form, details=details)
+        _print(judged, database, form, details=details)
         return judged
     except LeaderboardError as trouble:
-        _print(execution.judged_alone(paths), form, details=details)
+        _print(execution.judged_alone(paths), database, form, details=details)
         # A run that found no room in its place lies elsewhere.
         folders = list(dict.fromkeys(path.parent for path in paths))
         elsewhere = [folder for folder in folders if database.parent.resolve() not in folder.resolve().parents]
@@ -104,7 +104,7 @@ def _show(executed: Execution, report: ProgressReport, form: Form, *, details: b
         ) from None
 
 
-def _print(judged: JudgedRuns, form: Form, *, details: bool) -> None:
+def _print(judged: JudgedRuns, database: Path, form: Form, *, details: bool) -> None:
     """Print the table: recipes by tasks, ranked among all of the model's board, then everything of every row."""
     from leaderboard.terminal.board_table import render_board
     from leaderboard.terminal.table import render
@@ -112,7 +112,7 @@ def _print(judged: JudgedRuns, form: Form, *, details: bool) -> None:
     if form != "text":
         write_cells(judged.cells, form)
         return
-    look, style = board_look(), terminal_style()
+    look, style = board_look(database), terminal_style()
     print(render_board(judged.board, look, shown=judged.run_ids), flush=True)
     if details:
         print(f"\n{render(judged.cells, width=style.width, color=style.color)}", flush=True)

@@ -84,7 +84,7 @@ def _print(cells: Sequence[Cell], shown: Sequence[Cell], args: argparse.Namespac
     only = None if len(shown) == len(cells) else {cell.run_id for cell in shown}
     # A run that was named is shown, also where it is a control.
     controls = args.controls or (only is not None and any(cell.control for cell in shown))
-    print(render_board(cells, board_look(), shown=only, controls=controls, by=args.by))
+    print(render_board(cells, board_look(args.database), shown=only, controls=controls, by=args.by))
     if args.details or only is not None:
         style = terminal_style()
         print(f"\n{render(shown, width=style.width, color=style.color)}")

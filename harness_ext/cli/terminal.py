@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ def terminal_style() -> TerminalStyle:
     return output.terminal_style()
 
 
-def board_look() -> BoardLook:
-    """How standard output has a board: as wide as the terminal, and in ASCII where it can write nothing else."""
+def board_look(database: Path) -> BoardLook:
+    """How standard output has a board of a database: as wide as the terminal, and in ASCII where it can write nothing
+    else.
+    """
     from leaderboard.terminal.board_table import BoardLook
 
     style = terminal_style()
-    return BoardLook(style.width, style.color, ascii_only=not _writes_signs())
+    return BoardLook(style.width, style.color, ascii_only=not _writes_signs(), database=database)
 
 
 def _encoding() -> str:

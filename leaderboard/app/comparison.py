@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from leaderboard.board.cell import COMPARED, Cell
+from leaderboard.board.cell import COMPARED, Cell, as_good_controls
 from leaderboard.board.standings import AS_CONTROL, kind
 from leaderboard.metrics import named
 from leaderboard.readers.records import BASELINE
@@ -19,12 +19,12 @@ from leaderboard.terminal.marks import MARKS, MINUS, gain
 OTHER = "run"
 CONTROL = "control"
 _CONTROLS_IDEA = {
-    "random-subspace": "a random edit of the same size does as well",
-    "noise": "noise of the same size does as well",
-    "bottom-k": "keeping the smallest parts in place of the largest does as well",
-    "shuffled-labels": "it does as well when it learns from shuffled answers",
+    "random-subspace": "a random edit of the same size",
+    "noise": "noise of the same size",
+    "bottom-k": "keeping the smallest parts in place of the largest",
+    "shuffled-labels": "the same, learned from shuffled answers,",
 }
-"""Control -> why a gain that it shows too is not the recipe's."""
+"""Control -> what it is, before a verb."""
 
 
 class ComparedSide(NamedTuple):
@@ -91,18 +91,19 @@ def _counts(side: ComparedSide) -> str:
 
 
 def _doubts(side: ComparedSide) -> list[str]:
-    by_control: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    by_control: dict[tuple[str, str], list[str]] = defaultdict(list)
     empty = []
     for task, cell in sorted(side.cells.items()):
         if kind(cell) == AS_CONTROL:
-            names = (pair.control or "" for pair in cell.against_controls if pair.verdict != "better")
-            by_control[tuple(dict.fromkeys(map(plain, names)))].append(plain(task))
+            shown = as_good_controls(cell)
+            open_ones = (pair.control or "" for pair in cell.against_controls if pair.verdict != "better")
+            words = "is not the recipe's: {} does as well" if shown else "may not be the recipe's: {} may do as well"
+            by_control[words, plain(next(iter(shown or open_ones)))].append(plain(task))
         elif cell.verdict == "better" and any(pair.against_collapsed for pair in cell.against_controls):
             empty.append(plain(task))
     found = [
-        f"On {_listed(tasks)} the gain is not the recipe's: "
-        f"{_CONTROLS_IDEA.get(names[0], f'its control {names[0]} does as well')}."
-        for names, tasks in by_control.items()
+        f"On {_listed(tasks)} the gain {words.format(_CONTROLS_IDEA.get(name, f'its control {name}'))}."
+        for (words, name), tasks in by_control.items()
     ]
     return found + ([f"On {_listed(empty)} its control collapsed: to beat it says little."] if empty else [])
 

@@ -10,7 +10,6 @@ from typing import Any
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
 from leaderboard.board.further import all_metrics, good_way
-from leaderboard.board.standings import kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import (
     NOTHING,
@@ -24,7 +23,7 @@ from leaderboard.terminal.format import (
     signed,
     undecided,
 )
-from leaderboard.terminal.marks import MARKS, p_text
+from leaderboard.terminal.marks import p_text, words_of
 
 _NO_FACTS: Mapping[str, RunFacts] = {}
 
@@ -44,7 +43,7 @@ def verdict_words(cell: Cell, *, is_pair: bool = False) -> str:
     """A cell's verdict; of a better one, which of the three kinds it is. is_pair: against a control or another run,
     where no control has a say.
     """
-    return MARKS[kind(cell)].words if cell.verdict == "better" and not is_pair else cell.verdict
+    return words_of(cell) if cell.verdict == "better" and not is_pair else cell.verdict
 
 
 def further_text(cell: Cell) -> str:

@@ -142,9 +142,18 @@ class Cell:
         return all(pair.verdict == "better" for pair in self.against_controls) if self.against_controls else None
 
 
+SHOWN_AS_GOOD = ("same", "worse")
+"""What a recipe is against a control that was shown to do as well as it, or better."""
+
+
 def not_its_control(cell: Cell) -> bool:
-    """Whether a recipe is better than the baseline, and not better than a control of its own."""
+    """Whether a recipe is better than the baseline, and not shown to be better than each control of its own."""
     return cell.verdict == "better" and cell.beats_controls is False
+
+
+def as_good_controls(cell: Cell) -> list[str]:
+    """The recipe's own controls that were shown to do as well as it, or better."""
+    return [pair.control or "" for pair in cell.against_controls if pair.verdict in SHOWN_AS_GOOD]
 
 
 def changed(cell: Cell, **changes: Any) -> Cell:

@@ -102,9 +102,9 @@ def place_of(
     except AmbiguousRun as error:
         raise AmbiguousRun(f"{what} {error}") from None
     except UnknownRun as error:
-        raise UnknownRun(
-            f"{what} {name or '(none named)'}: there is nothing at this path, and {database} does not know it: {error}"
-        ) from None
+        named = name or "(none named)"
+        why = str(error).removeprefix(f"no run {named} in the leaderboard: ")
+        raise UnknownRun(f"{what} {named} is neither a path nor a run in {database}: {why}") from None
     return RunPlace(found.run.path, found.notes)
 
 

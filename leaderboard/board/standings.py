@@ -2,8 +2,8 @@
 
 Notable choices:
 - A gain counts only beyond the recipe's controls. There are three kinds of better: *beats* (better than the baseline
-  and than every control of the recipe's own), *alone* (no control was run; controls themselves too) and *as control* (a
-  control does as well).
+  and than every control of the recipe's own), *alone* (no control was run; controls themselves too) and *as control*
+  (not shown to beat a control).
 - A rank is the mean over tasks of the rank on each. On a task, rows whose verdict proves nothing (same, undecided, *as
   control*) stand level with the baseline, whatever their difference; a collapsed row stands behind every worse one.
   Rows with equal means share a place.

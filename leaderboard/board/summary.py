@@ -5,7 +5,7 @@ Stored verdicts answer where they still hold (`stored_verdicts`); only the model
 changed since are judged.
 
 Notable choices:
-- *Better* is of three kinds: it beats its controls too, it has no control, or a control does as well.
+- *Better* is of three kinds: it beats its controls too, it has no control, or is not shown to beat one.
 - The best of a task is the largest improvement among runs that beat their controls; where there is none, among those
   that have no control. A gain that a control shows too is never the best.
 - Controls are in no count. Of further metrics nothing is said. Failed runs are left out once a run of the same

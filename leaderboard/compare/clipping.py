@@ -44,7 +44,11 @@ class Clipping(NamedTuple):
             f" {most or f'{self.bound:.3g}'}; the plain mean change is {delta:+.3g}"
         )
         # an upper limit near all of them says nothing
-        few = f"; at most {self.limit:.1%} of all documents get far worse (95 % limit)" if self.limit < _MANY else ""
+        few = (
+            f"; at most {100 * self.limit:.1f} % of all documents get far worse (95 % limit)"
+            if self.limit < _MANY
+            else ""
+        )
         beyond = f"; {self.lost:,} lost more than that and {self.gained:,} gained more"
         return said + few + (beyond if self.lost or self.gained else "")
 
@@ -63,9 +67,10 @@ class Clipping(NamedTuple):
         else:
             hopeless = stats.documents_for_few_collapses(self.lost, count) is None
             hint = ": while so many do, no number of documents shows it" if hopeless else ""
+        most = f"{100 * self.limit:.0f} %"
         return (
-            f"{seen} of {count:,} documents got far worse, {but} up to {self.limit:.0%} of all may (95 % limit):"
-            f" neither same nor better can be said before that is less than {stats.COLLAPSED_SHARE:.0%}{hint}"
+            f"{seen} of {count:,} documents got far worse, {but} up to {most} of all may (95 % limit):"
+            f" neither same nor better can be said before that is less than {100 * stats.COLLAPSED_SHARE:.0f} %{hint}"
         )
 
     def _plainly_worse(self, margin: float | None) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from leaderboard.board.named_runs import place_of
+from leaderboard.commands import advised
 from leaderboard.errors import LeaderboardError, UnknownRun, Unreadable
 from leaderboard.gate.base_choice import choose_base
 from leaderboard.readers.discovery import RECEIPT, Candidate, find_runs
@@ -201,8 +202,7 @@ def blessed_for(run: Run, database: Path | None) -> Named | None:
             place = Path(str(queries.run_details(store, last.run_id)["path"]))
         except UnknownRun:
             raise LeaderboardError(
-                f"the blessed run {last.run_id[:12]} is no longer in {database}: bless another, `lm_eval baseline set"
-                ' RUN --reason "..."`'
+                f"the blessed run {last.run_id[:12]} is no longer in {database}: bless another, {_blessing(database)}"
             ) from None
     return Named(
         "blessed",
@@ -232,10 +232,7 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
             )
         elif name == "blessed":
             named = blessed_for(candidate, database)
-            missing = (
-                f'no run of {label} on {model} is blessed in {database}: `lm_eval baseline set RUN --reason "..."`'
-                " blesses one"
-            )
+            missing = f"no run of {label} on {model} is blessed in {database}: {_blessing(database)} blesses one"
         else:
             notes: list[str] = []
             run = read_named(name, database, "baseline", notes, candidate.path)
@@ -255,3 +252,7 @@ def baselines_of(candidate: Run, asked: Iterable[str], database: Path) -> list[N
             f" {database}; name a run with --baseline PATH"
         )
     return found
+
+
+def _blessing(database: Path) -> str:
+    return advised(database, "baseline", "set", "RUN", "--reason", "...")

@@ -3,9 +3,9 @@ is undecided. The words are those of the board, from judged cells; nothing is ju
 
 Notable choices:
 - A gain counts where a recipe is better than the unedited model *and* better than every control of its own. What is
-  better without a control, or no better than it, is told apart and is no gain.
-- "No" is said only where every comparison was made and is decided. As long as one is undecided, or a recipe has no
-  result, the answer is that nothing was shown.
+  better without a control, or not shown to beat it, is told apart and is no gain.
+- "No" is said only where every comparison was made and is decided, of what is better those with its controls too. As
+  long as one is undecided, or a recipe has no result, the answer is that nothing was shown.
 - A recipe that edited nothing is the unedited model: it has no findings, and counts nowhere.
 - Improvements are positive where they are good, whatever the metric.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import Cell, as_good_controls
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, HARM, KINDS, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.words import control_text, improvement_limits, improvement_point, improvement_text
@@ -90,10 +90,11 @@ def answer(cells: Iterable[Cell], failed: int = 0) -> str:
         return f"Yes, on these samples: {'; '.join(map(_gain, gains[:_NAMED]))}{more}."
     open_ones = sum(kind(cell) == "undecided" for cell in cells)
     decided = sum(kind(cell) in (ALONE, AS_CONTROL, "same", *HARM) for cell in cells)
+    may_gain = sum(kind(cell) == AS_CONTROL and not as_good_controls(cell) for cell in cells)
     if not open_ones + decided:
         return "Nothing can be said: no recipe was compared with the unedited model."
     unmade = sum(kind(cell) in ("incomparable", "failed") for cell in cells)
-    sure = not open_ones + unmade + failed
+    sure = not open_ones + may_gain + unmade + failed
     parts = ["No, as far as these samples go" if sure else "Nothing was shown to be gained"]
     said = (_better_for_nothing(cells), _left_open(open_ones, decided), _not_made(unmade, failed))
     parts += [text for text in said if text]
@@ -135,18 +136,31 @@ def _control_fell(cell: Cell) -> str:
 
 def _better_for_nothing(cells: Iterable[Cell]) -> str:
     """What is better than the baseline, and is no gain all the same."""
-    said = []
-    for which, why in ((AS_CONTROL, "but no better than its control"), (ALONE, "but no control was run")):
-        named = [f"{_short(cell.recipe)} on {plain(cell.task)}" for cell in cells if kind(cell) == which]
-        if named:
-            said.append(f"better than the unedited model, {why}: {_listed(named)}")
-    return "; ".join(said)
+    named: dict[str, list[str]] = {}
+    for cell in cells:
+        if why := _no_gain_since(cell):
+            named.setdefault(why, []).append(f"{_short(cell.recipe)} on {plain(cell.task)}")
+    return "; ".join(f"better than the unedited model, {why}: {_listed(which)}" for why, which in named.items())
+
+
+def _no_gain_since(cell: Cell) -> str:
+    """Why what is better than the baseline is no gain; empty for what is one, or is not better."""
+    if kind(cell) == ALONE:
+        return "but no control was run"
+    if kind(cell) != AS_CONTROL:
+        return ""
+    if as_good_controls(cell):
+        return "but no better than its control"
+    if all(pair.delta is None for pair in cell.against_controls):
+        return "but not comparable with its control"
+    return "but not shown to beat its control"
 
 
 def _left_open(open_ones: int, decided: int) -> str:
     total = counted(open_ones + decided, "comparison", "comparisons")
     if not open_ones:
-        return f"all {total} with the unedited model are decided"
+        one = "the only comparison with the unedited model is decided"
+        return one if decided == 1 else f"all {total} with the unedited model are decided"
     verb = "is" if open_ones == 1 else "are"
     return f"{open_ones:,} of {total} with the unedited model {verb} undecided, so that a gain may be there"
 
@@ -226,11 +240,16 @@ def _recipe_lines(recipe: AuditedRecipe, own: Sequence[Cell]) -> Iterator[PageLi
         yield PageLine("finding", "nothing was edited, so there is nothing to compare", "same")
     for cell in own:
         if cell.verdict not in _TOGETHER:
-            yield PageLine("finding", _finding(cell), _LABELS.get(kind(cell), kind(cell)))
+            yield PageLine("finding", _finding(cell), _label(cell))
     for verdict in _TOGETHER:
         if alike := [_in_brief(cell) for cell in own if cell.verdict == verdict]:
             yield PageLine("finding", "; ".join(alike), _LABELS[verdict])
     yield from (PageLine("finding", plain(doubt), "note") for doubt in recipe.doubts)
+
+
+def _label(cell: Cell) -> str:
+    found = kind(cell)
+    return "unproven" if found == AS_CONTROL and not as_good_controls(cell) else _LABELS.get(found, found)
 
 
 def _cost(cells: Sequence[Cell]) -> str:

@@ -23,7 +23,7 @@ from leaderboard.report.plots import MOST_ROWS, interval_plot, size_plot
 from leaderboard.report.svg import css, text
 from leaderboard.report.words import baseline_score, control_text, improvement_text, share
 from leaderboard.terminal.format import breakable, counted, direction, metric_name, number, span
-from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text
+from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text, words_of
 
 _FOLDER = Path(__file__).parent
 _OPEN_ROWS = 400
@@ -252,7 +252,8 @@ def _task_row(cell: Cell, numbers: dict[str, int], with_controls: int) -> str:
     flips = "" if cell.lost is None else f"{cell.lost:,} / {cell.gained:,}"
     n = "" if cell.n is None else f"{cell.n:,}"
     shown = [words.score_text(cell), improvement_text(cell), n, p_text(cell.p_value), p_text(cell.q_value), flips]
-    sign = f'<span class="chip {css(what)}"><span aria-hidden="true">{text(mark.sign)}</span> {text(mark.words)}</span>'
+    said = f'<span aria-hidden="true">{text(mark.sign)}</span> {text(words_of(cell))}'
+    sign = f'<span class="chip {css(what)}">{said}</span>'
     places = sorted({numbers[note] for note in words.cell_notes(cell)})
     marks = [f'<a href="#note-{place}">{place}</a>' for place in places]
     lacks = words.lacks(cell)

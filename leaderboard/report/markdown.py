@@ -15,7 +15,7 @@ from leaderboard.report import words
 from leaderboard.report.contents import Report
 from leaderboard.report.words import baseline_score, control_text, improvement_text
 from leaderboard.terminal.format import direction, metric_name, number, span
-from leaderboard.terminal.marks import MARKS, STAR, legend, p_text
+from leaderboard.terminal.marks import MARKS, STAR, legend, p_text, words_of
 from leaderboard.terminal.output import OurText, Row, as_markdown, markdown_code
 
 _CONTROL = "Against its control"
@@ -66,7 +66,7 @@ def _task(report: Report, task: str) -> str:
 def _task_row(cell: Cell) -> Row:
     return {
         "Recipe": cell.name,
-        "Verdict": OurText(f"{MARKS[kind(cell)].sign} {MARKS[kind(cell)].words}"),
+        "Verdict": OurText(f"{MARKS[kind(cell)].sign} {words_of(cell)}"),
         "Score": OurText(words.score_text(cell)),
         "Improvement [95 %]": OurText(improvement_text(cell)),
         "n": cell.n,

@@ -20,11 +20,10 @@ from leaderboard.report.words import (
     improvement_point,
     improvement_text,
     share,
-    word,
 )
 from leaderboard.terminal.format import counted, direction, metric_name, plain, span
 from leaderboard.terminal.format import number as score_text
-from leaderboard.terminal.marks import MARKS
+from leaderboard.terminal.marks import MARKS, words_of
 
 WIDTH = 380.0
 MOST_ROWS = 60
@@ -107,7 +106,7 @@ def _interval(row: _DrawnRow, lines: Sequence[str], x: Scale, at: tuple[float, f
     first = middle + 4 - svg.SMALL_LINE * (len(lines) - 1) / 2
     names = "".join(label(part, left, first + svg.SMALL_LINE * i, "", "end") for i, part in enumerate(lines))
     what = kind(row.cell)
-    said = text(f"{row.name}: {improvement_text(row.cell)}, {word(row.cell)}")
+    said = text(f"{row.name}: {improvement_text(row.cell)}, {words_of(row.cell)}")
     rule = line((x(row.limits.low), middle), (x(row.limits.high), middle), f"i {svg.css(what)}")
     return f"<g><title>{said}</title>{names}{rule}{mark(what, x(row.point), middle)}</g>"
 
@@ -149,7 +148,8 @@ def size_plot(report: Report, task: str) -> str:
     places = [(x(100 * point.kept), y(point.score)) for point in points]
     for point, (px, py) in zip(points, places):
         said = text(
-            f"{plain(point.row.name)}: {share(point.kept)} kept, score {score_text(point.score)}, {word(point.cell)}"
+            f"{plain(point.row.name)}: {share(point.kept)} kept, score {score_text(point.score)},"
+            f" {words_of(point.cell)}"
         )
         parts.append(f"<g><title>{said}</title>{mark(kind(point.cell), px, py)}</g>")
     parts += _names([(plain(p.row.name), x(100 * p.kept), y(p.score)) for p in best], places, (left, bottom))

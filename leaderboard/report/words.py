@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import ALONE, BEATS, HARM, PROVEN, Standing, Standings, gained, kind
+from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, HARM, Standing, Standings, gained, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.contents import Report, ReportedRun
 from leaderboard.terminal.format import TOO_FEW, counted, number, plain, span
-from leaderboard.terminal.marks import MARKS, MINUS, cell_text, gain
+from leaderboard.terminal.marks import MARKS, MINUS, cell_text, gain, words_of
 from leaderboard.terminal.output import OurText, Row, markdown_code
 
 HARMLESS = ("same", "undecided", "baseline")
 _TELLING = ("lm_eval", "lm_eval_recipes", "torch", "transformers")
+_MANIFEST = "--manifest"
 _SIZES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 
 
@@ -75,11 +76,6 @@ def score_text(cell: Cell) -> str:
     return "" if cell.score is None else number(cell.score).replace("-", MINUS)
 
 
-def word(cell: Cell) -> str:
-    """What a cell says, in the words of the legend."""
-    return MARKS[kind(cell)].words
-
-
 def control_text(pair: Cell, *, named: bool = True) -> str:
     """`+0.112 [+0.050, +0.174] better (random-subspace)`: a recipe against a control of its own."""
     beside = [plain(pair.control or "control")] if named else []
@@ -95,7 +91,8 @@ def sentences(report: Report) -> list[tuple[str, str, str]]:
     if report.compared:
         return [_compared(row) for row in recipes[:12]]
     proven = [row for row in recipes if any(kind(cell) == BEATS for cell in row.cells.values())]
-    uncontrolled = [row for row in recipes if row not in proven and _has(row, PROVEN)]
+    uncontrolled = [row for row in recipes if row not in proven and _has(row, (ALONE,))]
+    as_controls = [row for row in recipes if row not in [*proven, *uncontrolled] and _has(row, (AS_CONTROL,))]
     harmful = [row for row in recipes if _has(row, HARM)]
     said = [
         (f"Of {counted(len(recipes), 'recipe', 'recipes')}, ", str(len(proven)), f" {_are(len(proven))} better than"),
@@ -105,11 +102,14 @@ def sentences(report: Report) -> list[tuple[str, str, str]]:
     if uncontrolled:
         count = counted(len(uncontrolled), "more is", "more are")
         said.append((f" {count} better than the baseline, with no control to tell why.", "", ""))
+    if as_controls:
+        count = counted(len(as_controls), "more is", "more are")
+        said.append((f" {count} better than the baseline, but not shown to beat a control.", "", ""))
     return [*said, *_best(recipes, board.rows), *_smallest(recipes)]
 
 
 def _compared(row: Standing) -> tuple[str, str, str]:
-    counts = Counter(word(cell) for cell in row.cells.values())
+    counts = Counter(words_of(cell) for cell in row.cells.values())
     listed = ", ".join(
         f"{'better' if name == ALONE else mark.words} on {counts[mark.words]}"
         for name, mark in MARKS.items()
@@ -267,10 +267,18 @@ class MadeBy(NamedTuple):
 
 def commands(report: Report) -> list[MadeBy]:
     """The command lines of the runs, in the order of their first runs."""
-    lines = Counter(
-        shlex.join(run.command) if len(run.command) > 1 else run.command[0] for run in report.runs if run.command
-    )
+    lines = Counter(_typed(run.command) for run in report.runs if run.command)
     return [MadeBy(plain(line), count) for line, count in lines.items()]
+
+
+def _typed(command: Sequence[str]) -> str:
+    """A command line without what a sweep adds for itself: given again, it would write among the sweep's own files."""
+    if len(command) == 1:
+        return command[0]
+    words = list(command)
+    if _MANIFEST in words:
+        del words[words.index(_MANIFEST) : words.index(_MANIFEST) + 2]
+    return shlex.join(words)
 
 
 def versions(report: Report) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from leaderboard.commands import advised
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.store import decisions, queries
 from leaderboard.store.database import Store, open_store
@@ -36,16 +37,14 @@ def delete(database: Path, run: str, reason: str, *, timeout_s: float = 30.0) ->
         raise LeaderboardError("a deletion needs a reason: say in --reason why this run is taken off the board")
     with open_store(database, read_only=True, timeout_s=timeout_s) as store:
         run_id = resolve(store, run, newest=False).run.run_id
+    another = advised(database, "baseline", "set", "RUN", "--reason", "...")
     with open_store(database, read_only=False, timeout_s=timeout_s) as store:
         if run_id in queries.pinned_baselines(store).values():
-            raise LeaderboardError(
-                f"{run_id} is the pinned baseline of its model: pin another one first, `lm_eval baseline set RUN"
-                " --reason ...`"
-            )
+            raise LeaderboardError(f"{run_id} is the pinned baseline of its model: pin another one first, {another}")
         if is_blessed(store, run_id):
             raise LeaderboardError(
                 f"{run_id} is the blessed run of its recipe, which gates compare with: bless another one first,"
-                " `lm_eval baseline set RUN --reason ...`"
+                f" {another}"
             )
         path = Path(queries.run_details(store, run_id)["path"])
         with decisions.recording(store, "deletion", _values(store, run_id, path, reason.strip(), deleted=True)):
@@ -64,7 +63,7 @@ def take_back(database: Path, run: str, *, timeout_s: float = 30.0) -> Deletion:
         if len(found) != 1:
             raise UnknownRun(
                 f"{run!r} begins the id of {len(found) or 'no'} deleted runs, and none lies there:"
-                " `lm_eval runs list --deleted` shows them"
+                f" {advised(database, 'runs', 'list', '--deleted')} shows them"
             )
         values = _values(store, found[0].run_id, found[0].path, "taken back", deleted=False)
         decisions.record(store, "deletion", values)

@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from leaderboard.commands import advised
 from leaderboard.errors import UnknownRun
 from leaderboard.store.database import Store
 
@@ -113,7 +114,7 @@ def resolve(
             )
         return ResolvedRun(found[0])
     found = exactly(runs, name) or _completed(runs, name)
-    resolved = _chosen(found, runs, name, newest=newest)
+    resolved = _chosen(store, found, runs, name, newest=newest)
     if resolved.notes and preferred is not None:
         by_id = {run.run_id: run for run in found if run.status == "complete"}
         best = next((by_id[run_id] for run_id in preferred(store, runs) if run_id in by_id), resolved.run)
@@ -236,9 +237,11 @@ def _completed(runs: Sequence[KnownRun], name: str) -> list[KnownRun]:
     return [*by_id, *(run for run in by_name if run not in by_id)]
 
 
-def _chosen(found: Sequence[KnownRun], runs: Sequence[KnownRun], name: str, *, newest: bool) -> ResolvedRun:
+def _chosen(
+    store: Store, found: Sequence[KnownRun], runs: Sequence[KnownRun], name: str, *, newest: bool
+) -> ResolvedRun:
     if not found:
-        raise UnknownRun(_unknown(runs, name))
+        raise UnknownRun(_unknown(store, runs, name))
     if len(found) == 1:
         return ResolvedRun(found[0])
     former = [run for run in found if not run.run_id.startswith(name) and (run.former_id or "").startswith(name)]
@@ -268,8 +271,8 @@ def _candidates(found: Sequence[KnownRun], name: str) -> str:
     return "\n".join([f"{name} is ambiguous: it may be", *lines, *more, "give more of the name, or an id"])
 
 
-def _unknown(runs: Sequence[KnownRun], name: str) -> str:
-    where = "`lm_eval runs list` shows their ids"
+def _unknown(store: Store, runs: Sequence[KnownRun], name: str) -> str:
+    where = f"{advised(store.path, 'runs', 'list')} shows their ids"
     if not name:
         return f"no run (none named) in the leaderboard: {where}"
     if alike := of_model(runs, name):

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from leaderboard.commands import advised
 from leaderboard.errors import LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
@@ -292,7 +293,8 @@ def run_details(store: Store, run_id: str) -> dict[str, Any]:
     """
     rows = _beginning(store, "run_id", run_id) or _beginning(store, "former_id", run_id)
     if not run_id or not rows:
-        raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: `lm_eval runs list` shows their ids")
+        listed = advised(store.path, "runs", "list")
+        raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: {listed} shows their ids")
     if len(rows) > 1 and not rows[0]["run_id"].startswith(run_id):
         raise UnknownRun(f"several runs had the id {run_id} in an earlier version: name one by its folder")
     if len(rows) > 1 and rows[0]["run_id"] != run_id:

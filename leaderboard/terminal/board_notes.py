@@ -30,12 +30,14 @@ def facts(cells: Iterable[Cell]) -> Iterator[str]:
         yield f"Tasks: {'; '.join(told)}."
 
 
-def notes(cells: Sequence[Cell], width: int) -> list[str]:
-    """The notes as lines: why rows failed, what takes a verdict back, what undecided rows lack, and all others."""
+def notes(cells: Sequence[Cell], width: int, details: str) -> list[str]:
+    """The notes as lines: why rows failed, what takes a verdict back, what undecided rows lack, and all others.
+    details: the command that shows them all.
+    """
     found = [*_failed(cells), *_contradicted(cells), *_undecided(cells), *_others(cells)]
     lines = [line for mark, note in found[:MOST_NOTES] for line in _wrapped(mark, note, width)]
     left_out = len(found) - MOST_NOTES
-    return lines + (_wrapped(_NOTE, f"{left_out} more: `lm_eval show --details`", width) if left_out > 0 else [])
+    return lines + (_wrapped(_NOTE, f"{left_out} more: {details}", width) if left_out > 0 else [])
 
 
 def _failed(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
@@ -66,8 +68,8 @@ def _undecided(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:
         return
     needed = sorted(cell.documents_needed for cell in open_ones if cell.documents_needed)
     range_ = "" if not needed else f"{needed[0]:,}" if needed[0] == needed[-1] else f"{needed[0]:,} to {needed[-1]:,}"
-    are = counted(len(open_ones), "verdict is", "verdicts are")
-    yield _NOTE, f"{are} undecided" + (f": about {range_} documents each would decide" if range_ else "")
+    are, each = counted(len(open_ones), "verdict is", "verdicts are"), " each" if len(open_ones) > 1 else ""
+    yield _NOTE, f"{are} undecided" + (f": about {range_} documents{each} would decide" if range_ else "")
 
 
 def _others(cells: Sequence[Cell]) -> Iterator[tuple[str, str]]:

@@ -12,10 +12,12 @@ import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standing, Standings, kind, standings
+from leaderboard.commands import advised
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.board_notes import facts, notes
 from leaderboard.terminal.format import KEPT, NOTHING, counted, percent, plain
@@ -45,11 +47,12 @@ SIGNS = "".join([STAR, MINUS, _UNDER, *(mark.sign for mark in MARKS.values())])
 
 
 class BoardLook(NamedTuple):
-    """How a board is drawn. width: in columns."""
+    """How a board is drawn. width: in columns. database: the one that it is of, for the commands that it advises."""
 
     width: int = 80
     color: bool = False
     ascii_only: bool = True
+    database: Path | None = None
 
     def tinted(self, text: str, code: str) -> str:
         """The text in a colour, where colours are wanted."""
@@ -120,9 +123,9 @@ def _board(
         "",
     ]
     starred = any(row.name in ranked.best.get(task, ()) for row in rows for task in tasks)
-    for sentence in (*_explained(ranked, own, starred, look), *facts(own), _about_controls(hidden)):
+    for sentence in (*_explained(ranked, own, starred, look), *facts(own), _about_controls(hidden, look)):
         lines += _paragraph(sentence, look)
-    told = notes(own, look.width)
+    told = notes(own, look.width, advised(look.database, "show", "--details"))
     return [*lines, *([""] if told else []), *told]
 
 
@@ -275,8 +278,9 @@ def _explained(ranked: Standings, cells: Sequence[Cell], starred: bool, look: Bo
         )
 
 
-def _about_controls(folded: int) -> str:
-    return f"{counted(folded, 'control is', 'controls are')} not shown: `lm_eval show --controls`." if folded else ""
+def _about_controls(folded: int, look: BoardLook) -> str:
+    shown = advised(look.database, "show", "--controls")
+    return f"{counted(folded, 'control is', 'controls are')} not shown: {shown}." if folded else ""
 
 
 def _paragraph(sentence: str, look: BoardLook) -> list[str]:

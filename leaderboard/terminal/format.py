@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from leaderboard.board.cell import Cell, not_its_control
+from leaderboard.board.cell import SHOWN_AS_GOOD, Cell, as_good_controls, not_its_control
 from leaderboard.compare.choice_shift import Choices
 from leaderboard.compare.needs import Claim
 from leaderboard.compare.unpaired_scores import Unpaired
@@ -161,8 +161,8 @@ def _against(cell: Cell, pair: Cell) -> str:
     if pair.delta is None:
         return f"cannot be compared with {name}: {plain(pair.notes[0]) if pair.notes else pair.verdict}"
     if cell.verdict == "better":
-        word = "better than" if pair.verdict == "better" else "NOT better than"
-        said = f"better than the baseline, {word} {name}"
+        unlike = "NOT " if pair.verdict in SHOWN_AS_GOOD else "NOT shown to be "
+        said = f"better than the baseline, {'' if pair.verdict == 'better' else unlike}better than {name}"
     else:
         said = f"against {name}"
     weak = "; the control collapsed, so that this says little" if pair.against_collapsed else ""
@@ -174,7 +174,7 @@ def beside_verdict(cell: Cell) -> str:
     pairs = cell.against_controls
     if cell.verdict == "better" and pairs:
         if not_its_control(cell):
-            return "NOT than its control"
+            return "NOT than its control" if as_good_controls(cell) else "its control may be too"
         collapsed = any(pair.against_collapsed for pair in pairs)
         return "than its control too, which collapsed" if collapsed else "than its control too"
     if len(pairs) > 1:

@@ -35,8 +35,8 @@ MARKS = {
     AS_CONTROL: Mark(
         "\u25b3",
         "~",
-        "better, but its control does as well",
-        "significant, but not better than an edit of the same size without the recipe's idea",
+        "better, but its control may be too",
+        "significant, but not shown to beat an edit of the same size without the recipe's idea",
     ),
     "same": Mark("=", "=", "same within the margin", "shown to differ by less than the margin"),
     "undecided": Mark("\u00b7", ".", "undecided", "too few documents to tell; details say how many are needed"),
@@ -88,6 +88,11 @@ def cell_text(cell: Cell, *, best: bool = False, ascii_only: bool = False) -> st
     star = (ASCII_STAR if ascii_only else STAR) if best else ""
     number = gain(gained(cell), minus="-" if ascii_only else MINUS)
     return " ".join(filter(None, [star, mark.ascii if ascii_only else mark.sign, number or mark.words]))
+
+
+def words_of(cell: Cell) -> str:
+    """What a cell says, in the words of the legend; of a control, which needs none of its own, plainly."""
+    return "better" if cell.control is not None and kind(cell) == ALONE else MARKS[kind(cell)].words
 
 
 def legend(kinds: Iterable[str]) -> list[tuple[str, Mark]]:

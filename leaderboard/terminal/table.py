@@ -53,8 +53,10 @@ _MOST_FURTHER = 5
 _SCORE, _DELTA, _VERDICT, _KEPT, _FLIPS = 9, 28, 12, 6, 15
 
 
-def render(cells: Sequence[Cell], *, width: int = 80, color: bool = False) -> str:
-    """The table as text without a final newline; a sentence where there are no cells."""
+def render(cells: Sequence[Cell], *, width: int = 80, color: bool = False, of_pair: bool = False) -> str:
+    """The table as text without a final newline; a sentence where there are no cells. of_pair: of two runs that were
+    judged by themselves, without the board.
+    """
     if not cells:
         return "No results to show yet."
     width = max(width, NARROW)
@@ -65,7 +67,7 @@ def render(cells: Sequence[Cell], *, width: int = 80, color: bool = False) -> st
         for task, of_task in groupby(sorted(of_model, key=lambda cell: cell.task), key=lambda cell: cell.task):
             lines += _task_lines(task, list(of_task), width, color)
         lines.append("")
-    return "\n".join(lines + _legend(cells, width))
+    return "\n".join(lines + _legend(cells, width, of_pair))
 
 
 def render_unshared(found: Iterable[Unshared], *, width: int = 80) -> list[str]:
@@ -201,7 +203,7 @@ def _cut(text: str, room: int) -> str:
     return text[: max(room - 3 - tail, 0)] + "..." + (text[-tail:] if tail else "")
 
 
-def _legend(cells: Sequence[Cell], width: int) -> list[str]:
+def _legend(cells: Sequence[Cell], width: int, of_pair: bool) -> list[str]:
     shown = list(all_metrics(cells))
     further = any(not cell.is_primary for cell in shown)
     marks = [
@@ -214,9 +216,10 @@ def _legend(cells: Sequence[Cell], width: int) -> list[str]:
     if not over:
         return special
     numbers = counted(sum(over.values()), "comparison", "comparisons") + (" in all" if len(over) > 1 else "")
+    family = f"these two runs alone ({numbers}), not a board" if of_pair else f"a model's board ({numbers})"
     return special + textwrap.wrap(
-        "Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over a model's board"
-        f" ({numbers}), and zero outside the interval, itself uncorrected. same = equivalent within the margin;"
+        f"Paired by document; better and worse: significant at 5 % after Benjamini-Hochberg over {family},"
+        " and zero outside the interval, itself uncorrected. same = equivalent within the margin;"
         " undecided = too few documents to tell (needs, could have shown: in four of five cases).",
         width,
     )

@@ -134,7 +134,7 @@ def summary(board: Standings, by: str | None) -> str:
     if proven > beating:
         said.append(f"{proven - beating} better without a control")
     if as_control:
-        said.append(f"{as_control} no better than a control somewhere")
+        said.append(f"{as_control} not shown to beat a control somewhere")
     said.append(f"**{harmful}** worse on some task")
     best = next((row for row in board.rows if row.rank and row.is_recipe and row.rank.place == 1), None)
     if best is None or best.rank is None or (best.rank.shared and any(row.is_baseline for row in board.rows[:1])):

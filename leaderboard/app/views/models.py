@@ -255,7 +255,7 @@ def show_rows(models: Sequence[ModelSummary], names: dict[str, ModelName], title
         st.switch_page(BOARD.script, query_params={url_state.MODEL: names[models[ticked[0]].model_key].shown})
 
 
-_SHORT = {BEATS: "better", ALONE: "better, no control", AS_CONTROL: "better, control too"}
+_SHORT = {BEATS: "better", ALONE: "better, no control", AS_CONTROL: "better, control may be"}
 _BAR = {
     BEATS: COLOURS["better"],
     ALONE: "#7fb2dd",

@@ -51,4 +51,6 @@ def test_nothing_is_named_where_all_is_lm_evals_own(lm_eval: Callable, tmp_path:
     file = next((tmp_path / "served").iterdir())
     file.write_text(file.read_text().replace("local-completions", "hf").replace("model=served", "pretrained=org/m"))
     ran = lm_eval("ingest", tmp_path / "served", "--database", tmp_path / "b.db")
-    assert ran.code == 0 and ran.out.splitlines() == [f"1 added, 0 known already, 0 rejected: {tmp_path / 'b.db'}"]
+    assert ran.code == 0 and ran.out.splitlines() == [
+        f"1 added, 0 known already, 0 rejected; database: {tmp_path / 'b.db'}"
+    ]

@@ -35,7 +35,7 @@ def test_runs_are_uploaded_and_kept_by_another_machine(demo_run, lm_eval, tmp_pa
     for brought, added, known in ((3, 3, 0), (0, 0, 3)):
         assert lm_eval("ingest", url).out == (
             f"{brought} brought from {url} into results\n"
-            f"{added} added, {known} known already, 0 rejected: results/leaderboard.duckdb\n"
+            f"{added} added, {known} known already, 0 rejected; database: results/leaderboard.duckdb\n"
         )
     for name in there:
         receipt = json.loads((tmp_path / "results/demo" / name / "receipt.json").read_text())

@@ -58,7 +58,7 @@ def test_better_than_the_baseline_and_not_than_its_control_cannot_be_missed(made
     for width in (80, 120):
         lines = render(cells, width=width).splitlines()
         at = next(place for place, line in enumerate(lines) if line.startswith("  svd "))
-        assert lines[at + 1].startswith("    ! better than the baseline, NOT better than its control random-subspace")
+        assert lines[at + 1].startswith("    ! better than the baseline, NOT shown to be better than its control")
         assert all(len(line) <= width for line in lines)
     assert "\x1b[33;1m    ! better than the baseline, NOT" in render(cells, color=True)
     assert cell_of(cells, "svd+random-subspace").beats_controls is None

@@ -120,7 +120,7 @@ def test_gains_that_pay_for_collapses_are_not_better() -> None:
     assert effect.improvement > 0 > effect.delta and effect.p_value < 0.001 and effect.clipping.lost == 20
     assert effect.clipping.limit == pytest.approx(stats.share_limit(20, 240))
     word, notes = board_word(effect)
-    assert word == "undecided" and notes[0].startswith("20 of 240 documents got far worse, so up to 12% of all may")
+    assert word == "undecided" and notes[0].startswith("20 of 240 documents got far worse, so up to 12 % of all may")
     row = gate_row(effect)
     assert row.verdict == "UNDECIDED" and row.reasons[0].startswith("20 of 240 documents got far worse")
     mirrored = compared(recipe, baseline, bound=effect.clipping.bound)  # healed: worse by what the others lose
@@ -224,8 +224,8 @@ def test_gate_and_board_agree_on_the_margin() -> None:
 def test_the_sentence() -> None:
     assert Clipping(1.0, 3, 0, 0.049, 0.0).doubt(400, 0.02) is None
     assert Clipping(1.0, 0, 0, 0.0951, 0.0).doubt(30, 0.02) == (
-        "none of 30 documents got far worse, but up to 10% of all may (95 % limit): neither same nor better can be said"
-        " before that is less than 5%. While none does, 59 independent documents are enough"
+        "none of 30 documents got far worse, but up to 10 % of all may (95 % limit): neither same nor better can be"
+        " said before that is less than 5 %. While none does, 59 independent documents are enough"
     )
 
 

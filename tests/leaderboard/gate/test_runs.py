@@ -64,8 +64,8 @@ class TestBaselines:
         with pytest.raises(
             LeaderboardError,
             match=(
-                "baseline blesed: there is nothing at this path, and .* `lm_eval runs list` shows their ids; did you"
-                " mean 'blessed'"
+                "baseline blesed is neither a path nor a run in .*: `lm_eval runs list --database .*` shows their ids;"
+                " did you mean 'blessed'"
             ),
         ):
             gated(laser, "blesed", database=database)

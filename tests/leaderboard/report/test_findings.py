@@ -37,7 +37,9 @@ def controlled(whole: Cell, verdict: str, **more: Any) -> Cell:
 
 BASE = cell("baseline", "piqa", "baseline", weights="unedited", improvement=None, delta=None, low=None, high=None)
 GAIN = controlled(cell("laser", "facts", "better"), "better")
-AS_CONTROL = controlled(cell("laser", "facts", "better"), "undecided")
+AS_CONTROL = controlled(cell("laser", "facts", "better"), "same")
+UNPROVEN = controlled(cell("laser", "facts", "better"), "undecided")
+UNCOMPARED = controlled(cell("laser", "facts", "better"), "incomparable", delta=None)
 UNDECIDED = cell("laser", "piqa", "undecided", documents_needed=900, needed_for="difference")
 SAME, WORSE = cell("laser", "text", "same"), cell("laser", "text", "worse")
 
@@ -49,6 +51,13 @@ SAME, WORSE = cell("laser", "text", "same"), cell("laser", "text", "worse")
         ([AS_CONTROL, WORSE], "No, as far as these samples go: ", "but no better than its control: laser on facts"),
         ([cell("laser", "facts", "better"), SAME], "No, as far as these samples go", "but no control was run"),
         ([UNDECIDED, WORSE], "Nothing was shown to be gained: 1 of 2 comparisons", "so that a gain may be there"),
+        ([UNPROVEN, WORSE], "Nothing was shown to be gained: ", "but not shown to beat its control: laser on facts"),
+        (
+            [UNCOMPARED, WORSE],
+            "Nothing was shown to be gained: ",
+            "but not comparable with its control: laser on facts",
+        ),
+        ([SAME], "No, as far as these samples go: the only comparison with the unedited model is decided.", ""),
         ([AS_CONTROL, UNDECIDED], "Nothing was shown to be gained: better than", "1 of 2 comparisons"),
         ([SAME, WORSE], "No, as far as these samples go: all 2 comparisons", "are decided"),
         ([], "Nothing can be said", ""),

@@ -7,6 +7,7 @@ import hashlib
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from leaderboard.report.html import as_html
 from leaderboard.report.markdown import as_markdown_report
 from leaderboard.report.plots import interval_plot, size_plot
 from leaderboard.report.svg import standalone
-from leaderboard.report.words import share
+from leaderboard.report.words import commands, sentences, share
+from leaderboard.terminal.marks import words_of
 
 HOSTILE = "x\"'><script>alert(1)</script> javascript:alert(2) \u202eevil\u202c | `@all` [l](http://example.org)"
 VOID = {"meta", "input", "wbr", "link", "br", "img"}
@@ -253,3 +255,23 @@ def test_a_share_near_all_is_not_written_as_all() -> None:
     assert [share(kept) for kept in (1.0, 0.9997, 0.996, 0.994, 0.55, 0.0312, None)] == [
         "100 %", "100 %", "99.6 %", "99 %", "55 %", "3.12 %", ""
     ]  # fmt: skip
+
+
+def test_a_command_is_shown_without_what_a_sweep_adds_for_itself(report: Report) -> None:
+    typed = ("lm_eval", "run", "--recipe", "svd", "--manifest", "cells/a b/manifest.json", "--device", "cpu")
+    (made,) = commands(replace(report, runs=(report.runs[0]._replace(command=typed),)))
+    assert made.command == "lm_eval run --recipe svd --device cpu"
+
+
+def test_what_is_better_as_its_control_may_be_is_told_apart(report: Report) -> None:
+    """A control itself has none to beat: it is plainly better."""
+
+    def told(**changes: Any) -> str:
+        cells = [replace(cell, **changes) if cell.recipe == "laser" else cell for cell in report.cells]
+        return "".join("".join(parts) for parts in sentences(replace(report, cells=tuple(cells))))
+
+    (laser,) = [cell for cell in report.cells if cell.recipe == "laser" and cell.verdict == "better"]
+    control = replace(laser, control="noise", verdict="undecided")
+    assert "2 more are better than the baseline, with no control to tell why." in told()
+    assert "1 more is better than the baseline, but not shown to beat a control." in told(against_controls=(control,))
+    assert words_of(laser) == "better, no control run" and words_of(replace(laser, control="noise")) == "better"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,28 +148,33 @@ def test_a_failed_row_and_one_without_any_task_are_there() -> None:
     assert render_board([], BoardLook()) == "No results to show yet."
 
 
+MORE = "`lm_eval show --details`"
+
+
 def test_a_note_is_told_once() -> None:
     same = [cell("laser", f"task {number}", "same", notes=("the tokenizer is another",)) for number in range(73)]
-    assert notes(same, 80) == ["  . laser, 73 tasks: the tokenizer is another"]
+    assert notes(same, 80, MORE) == ["  . laser, 73 tasks: the tokenizer is another"]
     numbered = [
         cell(f"r{number}", "sums", "same", notes=(f"warning: raised the loss from {number}.5 to 1e+03 nats",))
         for number in range(12)
     ]
-    assert notes(numbered, 90) == ["  . 12 cells, such as r0 on sums: warning: raised the loss from 0.5 to 1e+03 nats"]
-    assert notes([cell("laser", "sums", "same", notes=("one",))], 80) == ["  . laser on sums: one"]
+    assert notes(numbered, 90, MORE) == [
+        "  . 12 cells, such as r0 on sums: warning: raised the loss from 0.5 to 1e+03 nats"
+    ]
+    assert notes([cell("laser", "sums", "same", notes=("one",))], 80, MORE) == ["  . laser on sums: one"]
 
 
 def test_of_many_notes_those_about_most_rows_are_told_and_the_rest_counted() -> None:
     many = [cell("laser", "sums", "same", notes=tuple(f"note {letter}" for letter in "abcdefghijklmnopqrst"))]
-    told = notes([*many, cell("svd", "sums", "same", notes=("note t",))], 80)
+    told = notes([*many, cell("svd", "sums", "same", notes=("note t",))], 80, MORE)
     assert len(told) == MOST_NOTES + 1 and "laser on sums; svd on sums: note t" in told[0]
-    assert told[-1] == f"  . {20 - MOST_NOTES} more: `lm_eval show --details`"
+    assert told[-1] == f"  . {20 - MOST_NOTES} more: {MORE}"
 
 
 def test_undecided_rows_are_one_note() -> None:
     open_ones = [cell(f"r{needed}", "sums", "undecided", 0.1, documents_needed=needed) for needed in (984, 344)]
-    assert notes(open_ones, 80) == ["  . 2 verdicts are undecided: about 344 to 984 documents each would decide"]
-    assert notes(open_ones[:1], 80) == ["  . 1 verdict is undecided: about 984 documents each would decide"]
+    assert notes(open_ones, 80, MORE) == ["  . 2 verdicts are undecided: about 344 to 984 documents each would decide"]
+    assert notes(open_ones[:1], 80, MORE) == ["  . 1 verdict is undecided: about 984 documents would decide"]
 
 
 def test_tasks_that_are_alike_are_told_together() -> None:
@@ -183,3 +189,15 @@ def test_tasks_that_are_alike_are_told_together() -> None:
 def test_names_from_files_cannot_write_on_the_terminal() -> None:
     text = render_board([cell("evil\x1b[2J\nrecipe", "su\x1bms", "same", 0.0, notes=("a\x07b",))], BoardLook(80))
     assert "\x1b" not in text and "\x07" not in text
+
+
+def test_advised_commands_reach_the_board_that_they_stand_under(tmp_path: Path) -> None:
+    cells = [
+        cell("baseline", "sums", "baseline"),
+        cell("svd", "sums", "better", 0.1, notes=tuple(f"note {letter}" for letter in "abcdefghijklmnopqrst")),
+        cell("svd+noise", "sums", "same", control="noise"),
+    ]
+    shown = render_board(cells, BoardLook(200, database=tmp_path / "team.duckdb"))
+    for flag in ("--controls", "--details"):
+        assert f"`lm_eval show {flag} --database {tmp_path / 'team.duckdb'}`" in shown
+        assert f"`lm_eval show {flag}`" in render_board(cells, BoardLook(200))

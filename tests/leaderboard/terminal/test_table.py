@@ -168,7 +168,7 @@ def test_the_right_answers_log_likelihood_has_one_interval_in_a_row() -> None:
 
 
 def test_a_further_metric_says_why_it_is_undecided_where_its_interval_excludes_zero() -> None:
-    assert "    . gold_logprob: 1 of 24 documents got far worse, so up to 20% of all may" in render([gold_row()])
+    assert "    . gold_logprob: 1 of 24 documents got far worse, so up to 20 % of all may" in render([gold_row()])
     close = gold_row(clipping=None, notes=(), documents_needed=20, needed_for="difference")
     assert "    . gold_logprob: close to a verdict: needs somewhat more than" in render([close], width=200)
     for told in (gold_row(low=-0.1), gold_row(verdict="worse"), gold_row(says_nothing=True)):
@@ -184,3 +184,9 @@ def test_an_interval_that_does_not_hold_the_difference_before_it_is_marked() -> 
     assert format.interval(replace(outside, high=150.0), short=True).endswith("]")
     assert "c: the interval is of the mean change with no document counted for more" in render([outside], width=200)
     assert "c: the interval" not in render([cell], width=200)
+
+
+def test_a_pair_by_itself_is_not_said_to_be_a_board() -> None:
+    row = replace(gold_row(), p_value=0.5, comparisons=2)
+    assert "over these two runs alone (2 comparisons), not a board" in " ".join(render([row], of_pair=True).split())
+    assert "over a model's board (2 comparisons)" in " ".join(render([row]).split())
