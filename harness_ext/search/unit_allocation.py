@@ -47,6 +47,10 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
 def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
     _check_mixed_once(matrices)
     _check_rule(matrices, settings["rule"])
+    if settings["scale"] is not None and not any(matrix.role == "k_proj" for matrix in matrices):
+        raise UserError(
+            "scale is of the scores of queries and keys, and no k_proj is named: leave it out, or name k_proj"
+        )
 
 
 @refusing(_contradiction)
@@ -68,10 +72,12 @@ def allocate_units(
     cap: Fraction = 0.8,
     ranking: Ranking = "leverage",
     refit: bool | Literal["auto"] = True,
+    scale: Literal["head", "rank"] | None = None,
 ) -> SearchResult:
     """The rules are those of `harness_ext.methods.layer_budgets`. unit_fraction: the mean over layers of the share that
     stays. epsilon, cap: of `block-influence`; a small epsilon cuts some layers far more than others, and none loses
-    more than the cap. ranking, refit: of hidden units, as in `mlp_select`. The values are mixed by those of single
+    more than the cap. ranking, refit: of hidden units, as in `mlp_select`. scale: of the scores, as in
+    `select_coordinates`, whose default it is where it is not given. The values are mixed by those of single
     tokens where `v_proj` is named, by attended ones where `o_proj` is. `cumulative-variance` takes units in the order
     of the ranking, and is of hidden units alone: `matrices: [down_proj]`.
     """
@@ -82,7 +88,10 @@ def allocate_units(
         if rule == "cumulative-variance"
         else _shares(evaluator, 1 - unit_fraction, rule, epsilon, cap)
     )
-    settings = {"mlp_select": {"ranking": ranking, "refit": refit}}
+    settings: dict[str, dict[str, Any]] = {
+        "mlp_select": {"ranking": ranking, "refit": refit},
+        "select_coordinates": {"scale": scale or "head"},
+    }
     steps = tuple(
         _step(evaluator, method, own, shares.removed) | settings.get(method, {})
         for role, method in _METHODS.items()

@@ -219,11 +219,14 @@ def test_a_smaller_form_runs_and_settles_nothing(
     said = capsys.readouterr()
     last = said.out.strip().splitlines()[-1]
     assert (
-        "run       lm_eval run --model hf --model_args pretrained=demo --tasks int_mult --recipe eigenprune-released"
-        " --control random-subspace --limit 20 --device cpu\n"
+        "run       lm_eval run --model hf --model_args pretrained=demo --tasks int_mult --recipe"
+        " eigenprune-released:calibration.samples=320 --control random-subspace --limit 20 --device cpu\n"
     ) in said.out
-    assert "lm_eval show --database results/leaderboard.duckdb results/demo/eigenprune-released-" in said.err
-    assert last.startswith("acc: eigenprune-released on first 20 of 80 documents: reported 0.1375 -> 0.975, +0.8375; ")
+    assert "lm_eval show --database results/leaderboard.duckdb results/demo/eigenprune-released" in said.err
+    assert last.startswith(
+        "acc: eigenprune-released:calibration.samples=320 on first 20 of 80 documents: reported 0.1375 -> 0.975,"
+        " +0.8375; "
+    )
     assert last.endswith("so the claim is as open as before")
     assert "random-subspace" in last
     # a smaller form stands beside no claim afterwards

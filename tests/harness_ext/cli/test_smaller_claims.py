@@ -58,14 +58,14 @@ def test_what_learns_from_the_task_learns_from_its_sample() -> None:
         f"svd-llm-lora:keep.param_fraction=0.8,{learned},heal.task=audit_text,heal.documents=32"
     )
     assert asked("sfsd/llama-7b/boolq/feature-space/80") == (
-        "sfsd:keep.param_fraction=0.79,calibration.task=audit_commonsense,calibration.samples=48"
+        "sfsd-released:keep.param_fraction=0.79,calibration.task=audit_commonsense,calibration.samples=48"
     )
     # the sample has a training split, and need not be searched on what is scored
     assert asked("laser-text/gpt-j/counterfact") == (
         "laser-compose:calibration.task=audit_facts,calibration.samples=96"
     )
     assert asked("svd-llm/llama-7b/wikitext2_2048/svd/80") == "svd:keep={param_fraction: 0.8}"
-    assert asked("eigenpruning/phi-2/int_mult") == "eigenprune-released"
+    assert asked("eigenpruning/phi-2/int_mult") == "eigenprune-released:calibration.samples=320"
     assert asked("lowrankarena-dense/llama-7b/wikitext2_arena") == "baseline"
 
 

@@ -55,6 +55,16 @@ def test_a_layer_keeps_one_share_of_everything_by_its_influence(make_lm: Any, fa
     assert (chosen[2]["ranking"], chosen[2]["refit"]) == ("leverage", True)
 
 
+def test_the_scale_of_scores_is_that_of_the_coordinates_and_changes_no_older_recipe(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    scored = found_by(lm, "modegpt:unit_fraction=0.7,scale=rank", documents_for(lm, 4))
+    as_ever = found_by(lm, "modegpt:unit_fraction=0.7", documents_for(lm, 4))
+    assert [step.get("scale") for step in scored] == ["rank", None, None]
+    assert [step.get("scale") for step in as_ever] == ["head", None, None]
+    assert [step | {"scale": None} for step in scored] == [step | {"scale": None} for step in as_ever]
+    assert parse_recipe("modegpt").recipe_id.startswith("8245f920e6fe5033")
+
+
 def test_angles_are_those_between_hidden_states(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 8)
@@ -160,6 +170,7 @@ def test_half_precision_models_keep_their_dtype(make_lm: Any) -> None:
         ("llama", "unit_fraction=0.1", r"raise unit_fraction or cap"),
         ("mixtral", "matrices=[down_proj]", "units of experts cannot be chosen"),
         ("qwen3", "unit_fraction=0.8", "are normalised"),
+        ("llama", "matrices=[down_proj],scale=rank", "no k_proj is named"),
     ],
 )
 def test_what_cannot_be_is_refused(make_lm: Any, family: str, changes: str, why: str) -> None:

@@ -71,8 +71,8 @@ def test_models_go_by_their_names() -> None:
 def test_the_command_names_what_the_hub_names() -> None:
     phi = next(entry for entry in published() if entry.model == "Phi-2")
     assert command_for(phi) == (
-        "lm_eval run --model hf --model_args pretrained=microsoft/phi-2 --tasks int_mult --recipe eigenprune-released"
-        " --control random-subspace"
+        "lm_eval run --model hf --model_args pretrained=microsoft/phi-2 --tasks int_mult --recipe"
+        " eigenprune-released:calibration.samples=320 --control random-subspace"
     )
     dense = next(entry for entry in published() if entry.recipes == ("baseline",) and entry.asked)
     assert (command_for(dense) or "").endswith("--recipe baseline")

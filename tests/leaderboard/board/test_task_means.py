@@ -20,7 +20,7 @@ from leaderboard.report.claim_words import judged_claim, verdict_sentence
 from leaderboard.statistics.binary import bonett_price
 from leaderboard.store.database import open_store
 
-ROW = next(entry for entry in published() if entry.members and (recipe_for(entry) or "").startswith("sfsd:"))
+ROW = next(entry for entry in published() if entry.members and (recipe_for(entry) or "").startswith("sfsd-released:"))
 COUNTS = (400, 300, 500, 200, 350, 250)
 
 
