@@ -27,7 +27,8 @@ _MARKED = ("better", "worse", "collapsed", "incomparable", "failed")
 class Row:
     """One recipe, one control of one, or one fine-tuning, over the seeds.
 
-    recipe: its name, or that of the recipe whose control this is. scores, verdicts: by task, one value for each seed,
+    recipe: its name, or that of the recipe whose control this is. fingerprint: that recipe's, as it was shipped then;
+    None of a fine-tuning. scores, verdicts: by task, one value for each seed,
     or a single one where no seed changes anything; a failed run has the score None and the verdict `failed`. kept:
     share of the parameters if stored as factors; None where every run failed. seconds: to find and make the edit,
     scoring apart. trials: what a search tried; None for what searches nothing. All three are means over the seeds.
@@ -36,6 +37,7 @@ class Row:
     kind: Kind
     recipe: str
     control: str | None
+    fingerprint: str | None
     kept: float | None
     seconds: float
     trials: float | None

@@ -205,6 +205,7 @@ def _row(place: Place, variants: Sequence[Variant], found: Mapping[tuple[Path, s
     totals = [variant.run.receipt["totals"] for variant in variants if not variant.run.failed]
     return Row(
         *place,
+        fingerprint=None if place.kind == "fine-tuning" else parse_recipe(place.recipe).fingerprint,
         kept=(
             round(mean(total["parameters_after"] / total["parameters_before"] for total in totals), 4)
             if totals
