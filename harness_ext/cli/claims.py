@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import textwrap
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +14,25 @@ from harness_ext.cli.terminal import add_form_arguments
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 
 if TYPE_CHECKING:
+    from harness_ext.recipe.recipe import Recipe
     from harness_ext.recipe.schema import Calibration
     from leaderboard.board.cell import Cell
-    from leaderboard.board.reported import Headline, Reported
+    from leaderboard.board.reported import Reported
 
 SMALLER_LIMIT = 200
 """Documents of a claim's smaller form."""
 _AS_IN_RUN = ("limit", "device", "batch_size", "seed", "include_path", "output_path")
 """Options that are handed on to `lm_eval run` as they are given."""
+_BY_DEFAULT = "begins with the start token where the tokenizer sets one by default, as Llama's does"
+_EACH = f"each {_BY_DEFAULT}; code of papers has one before the whole text, or none"
+_WITHOUT = "add_bos_token=False in --model_args leaves it out"
 _WINDOWS = {
-    "wikitext2_2048": "each begins with the start token where the tokenizer sets one by default, as Llama's does;"
-    " code of papers has one before the whole text, or none (LLaMA-7B unedited: 5.68 and 5.67): add_bos_token=False in"
-    " --model_args leaves it out"
+    "wikitext2_128": f"{_EACH}: {_WITHOUT}",
+    "wikitext2_2048": f"{_EACH} (LLaMA-7B unedited: 5.68 and 5.67): {_WITHOUT}",
+    "wikitext2_4096": f"{_EACH}: {_WITHOUT}",
+    "c4_first_2000": f"only the first {_BY_DEFAULT}: the texts are joined and tokenised at once",
 }
 """Tasks whose windows may begin otherwise than a paper's, and how."""
-NO_CLAIM = (
-    "No claim is like that. `lm_eval claims` lists all; --paper looks into the names of papers and methods, --model and"
-    " --task into theirs."
-)
 EPILOG = """
 examples:
   $ lm_eval claims
@@ -66,7 +65,7 @@ class Claims(RecipesCommand):
                     f"--{name}",
                     default=default,
                     metavar="<text>",
-                    help=f"Only claims whose {what} has this in its name",
+                    help=f"Only claims whose {what} has this in its name, blanks, dashes and case aside",
                 )
             add_database_argument(one, inner=inner)
             add_form_arguments(one, **({"default": argparse.SUPPRESS} if inner else {}))
@@ -82,18 +81,17 @@ class Claims(RecipesCommand):
 
     @staticmethod
     def _list(args: argparse.Namespace) -> None:
-        from leaderboard.board.reported import headlines, published
+        from harness_ext.cli.claim_listing import chosen, listing, rows_of, why_none
         from leaderboard.terminal.output import terminal_style, written
 
-        wanted = {name: getattr(args, name).lower() for name in ("paper", "model", "task")}
-        entries = [entry for entry in published() if _is_wanted(entry, wanted)]
-        others = [] if wanted["model"] or wanted["task"] else headlines()
-        others = [one for one in others if wanted["paper"] in f"{one.paper} {one.source}".lower()]
+        wanted = {name: getattr(args, name) for name in ("paper", "model", "task")}
+        entries, others = chosen(wanted)
         states = _states(_stored_cells(args.database), entries)
-        if args.form != "text":
-            print(written(args.form, [_row(entry, states) for entry in entries]))
+        if args.form == "text":
+            print("\n".join(listing(entries, others, states, terminal_style().width)) or why_none(wanted))
             return
-        print("\n".join(_listing(entries, others, states, terminal_style().width)) or NO_CLAIM)
+        rows = rows_of(entries, others, states)
+        print(written(args.form, rows, rows_of(entries, others, states, as_text=True)))
 
     @staticmethod
     def _show(args: argparse.Namespace) -> None:
@@ -110,14 +108,15 @@ class Claims(RecipesCommand):
     @staticmethod
     def _run(args: argparse.Namespace) -> None:
         from harness_ext.cli.run_recipes import quoted
-        from harness_ext.cli.smaller_claims import quieten_limit, standing_in
+        from harness_ext.cli.smaller_claims import depth_line, quieten_limit, standing_in
         from harness_ext.runs.python_api import run
         from leaderboard.board.claims import of_identity
         from leaderboard.report.claim_words import claim_lines
 
         rows = of_identity(args.claim)
         asked = _protocol(rows[0], args)
-        stand_in = [standing_in(rows[0].task)] if args.smaller else []
+        pretrained = str(asked["model_args"]["pretrained"])
+        stand_in = [standing_in(rows[0].task), depth_line(rows[0], pretrained)] if args.smaller else []
         told = claim_lines(rows, _as_command(asked), _facts_of(asked["recipes"][0], ", ".join(asked["tasks"])))
         print("\n".join([*told, *filter(None, stand_in)]), flush=True)
         if args.smaller and args.limit is None:
@@ -166,14 +165,12 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     """
     from harness_ext.cli.smaller_claims import sample_for, smaller_recipe
     from harness_ext.errors import UserError
-    from leaderboard.board.claims import of_unedited, recipe_for
+    from leaderboard.board.claims import of_unedited, recipe_for, why_not_measured
 
     recipe = recipe_for(entry)
     given = dict(args.model_args or {})
-    if not entry.asked:
-        raise UserError(f"no task here asks what {entry.task} does: the claim is shown, and cannot be measured")
     if recipe is None:
-        raise UserError(f"no recipe here stands for {entry.method}: the claim is shown, and cannot be measured")
+        raise UserError(f"the claim is shown, and cannot be measured: {why_not_measured(entry)}")
     model = "demo" if args.smaller else next(iter(entry.hub_names), None)
     if "pretrained" not in given and model is None:
         raise UserError(f"no name of {entry.model} on the hub is known: give one with --model_args pretrained=")
@@ -199,12 +196,22 @@ def _facts_of(recipe: str | None, task: str) -> list[tuple[str, str]]:
     loaded = load_recipe(recipe)
     used = [step.calibration for step in loaded.steps if step.calibration is not None]
     learned = dict.fromkeys(_learned_from(calibration, task) for calibration in used)
-    caveats = f"of the recipe {loaded.name}: {loaded.caveats}" if loaded.caveats else ""
     return [
-        ("caveats", caveats),
+        ("caveats", _caveats_of(loaded, recipe)),
         *(("learns", f"from {text}") for text in learned),
         ("windows", _WINDOWS.get(task, "")),
     ]
+
+
+def _caveats_of(loaded: Recipe, recipe: str) -> str:
+    """The caveats are written for the recipe as it is shipped, and a claim's run may set what they are about."""
+    from harness_ext.recipe.overrides import parse_changes, split_specification
+
+    if not loaded.caveats:
+        return ""
+    changed = ", ".join(parse_changes(recipe, split_specification(recipe)[2]))
+    shipped = f" as it is shipped (this run sets {changed} itself)" if changed else ""
+    return f"of the recipe {loaded.name}{shipped}: {loaded.caveats}"
 
 
 def _learned_from(calibration: Calibration, task: str) -> str:
@@ -278,72 +285,3 @@ def _sentences(rows: Sequence[Reported], cells: Sequence[Cell], *, is_the_claim:
                 yield f"{claim.reported.metric}: {verdict_sentence(claim.reported, claim.cell)}"
         return
     yield from smaller_sentences(rows, cells)
-
-
-def _is_wanted(entry: Reported, wanted: dict[str, str]) -> bool:
-    of_model = " ".join((entry.model, *entry.hub_names)).lower()
-    return (
-        wanted["paper"] in f"{entry.identity.partition('/')[0]} {entry.paper} {entry.source} {entry.method}".lower()
-        and wanted["model"] in of_model
-        and wanted["task"] in entry.task.lower()
-    )
-
-
-def _row(entry: Reported, states: dict[Reported, str]) -> dict[str, Any]:
-    return {
-        "claim": entry.identity,
-        "paper": entry.paper,
-        "source": entry.source,
-        "where": entry.where,
-        "sure": entry.sure,
-        "method": entry.method,
-        "model": entry.model,
-        "task": entry.task,
-        "metric": entry.metric,
-        "before": entry.before,
-        "after": entry.after,
-        "kept": entry.kept,
-        "setting": entry.setting,
-        "chosen_on": entry.chosen_on,
-        "recipe": entry.run,
-        "state": states.get(entry, ""),
-    }
-
-
-def _listing(
-    entries: Iterable[Reported], headlines: Iterable[Headline], states: dict[Reported, str], width: int
-) -> Iterator[str]:
-    """The claims by paper, a line each: what it is called, its pairs, and what was measured of it, beneath the name
-    where the width has no room beside it. How sure a reading is and the setting stand above the rows that have them in
-    common.
-    """
-    from leaderboard.board.reported import SURE
-
-    for paper, of_paper in groupby(entries, lambda entry: (entry.paper, entry.source)):
-        yield from _wrapped(f"{paper[0]} ({paper[1]})", width, "")
-        for (sure, setting), alike in groupby(of_paper, lambda entry: (entry.sure, entry.setting)):
-            yield from _wrapped(SURE[sure] + (f"; {setting}" if setting else ""), width, "  ")
-            for _, of_row in groupby(alike, lambda entry: entry.identity):
-                rows = list(of_row)
-                pairs = "  ".join(f"{row.metric} {row.before:.4g} -> {row.after:.4g}" for row in rows)
-                found = next((states[row] for row in rows if row in states), "")
-                said = pairs + _share_kept(rows[0]) + (f"  here: {found}" if found else "")
-                line = f"    {rows[0].identity:{max(1, min(60, width - 44))}} {said}"
-                yield from (
-                    [line] if len(line) <= width else [f"    {rows[0].identity}", *_wrapped(said, width, " " * 6)]
-                )
-        yield ""
-    for one in headlines:
-        yield from _wrapped(f"{one.paper} ({one.source}; {one.where}, {SURE[one.sure]}): {one.claim}", width, "")
-
-
-def _share_kept(row: Reported) -> str:
-    """The share of the parameters that a claim keeps, where its name does not end in it."""
-    if row.kept is None or row.identity.endswith(f"/{100 * row.kept:g}"):
-        return ""
-    return f" at {100 * row.kept:g} %"
-
-
-def _wrapped(text: str, width: int, indent: str) -> list[str]:
-    lines = textwrap.TextWrapper(width, indent, f"{indent}  ", break_on_hyphens=False, break_long_words=False)
-    return lines.wrap(text)

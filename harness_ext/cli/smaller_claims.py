@@ -52,6 +52,7 @@ MADE_IN_CODE = ("int_mult", "int_sum")
 """Tasks that need no data."""
 TRAINING_ITEMS = {"audit_text": 32, "audit_facts": 96, "audit_commonsense": 48, "pronoun_bias": 160}
 """How many items a recipe can learn from; of a sample that it names it may ask for no more."""
+_LAYERS = re.compile(r"layers=\[([^\]]*)\]")
 _KINDS = {
     "audit_text": "texts",
     "audit_facts": "facts",
@@ -110,11 +111,51 @@ def smaller_recipe(recipe: str, entry: Reported, pretrained: str) -> str:
     return f"{kept}{',' if ':' in kept else ':'}{','.join(changes)}"
 
 
+def depth_line(entry: Reported, pretrained: str) -> str:
+    """The line that tells which layers stand in for a claim's, and which claims beside it come to the same; empty where
+    the recipe names no layers, or the model has as many.
+    """
+    from leaderboard.board.claims import recipe_for
+    from leaderboard.board.reported import published
+
+    recipe = recipe_for(entry) or ""
+    smaller = _at_the_same_depth(recipe, entry, pretrained)
+    named, instead = _LAYERS.search(recipe), _LAYERS.search(smaller)
+    if named is None or instead is None or entry.layers == (layers := _layers_of(pretrained)):
+        return ""
+    same = [
+        other.identity
+        for other in published()
+        if _is_beside(entry, other) and _at_the_same_depth(recipe_for(other) or "", other, pretrained) == smaller
+    ]
+    return f"{named[0]} of {entry.layers} layers is stood in for by {instead[0]} of {layers}, the nearest depth" + (
+        f"; the smaller form of {' and '.join(dict.fromkeys(same))} is the same" if same else ""
+    )
+
+
+def _is_beside(entry: Reported, other: Reported) -> bool:
+    """Whether two claims are different ones of one table, about one model and task."""
+    of_both = [(one.paper, one.model, one.task) for one in (entry, other)]
+    return of_both[0] == of_both[1] and entry.identity != other.identity
+
+
 def _at_the_same_depth(recipe: str, entry: Reported, pretrained: str) -> str:
-    if not entry.layers or (named := re.search(r"layers=\[(\d+)\]", recipe)) is None:
+    named = _LAYERS.search(recipe)
+    if not entry.layers or named is None:
         return recipe
-    depth = int(named[1]) / max(entry.layers - 1, 1)
-    return recipe.replace(named[0], f"layers=[{round(depth * (_layers_of(pretrained) - 1))}]")
+    layers = _layers_of(pretrained)
+    scaled = ",".join(_scaled(part.strip(), entry.layers, layers) for part in named[1].split(","))
+    return recipe.replace(named[0], f"layers=[{scaled}]")
+
+
+def _scaled(part: str, layers: int, fewer: int) -> str:
+    """A layer, or a range of at least one, at the same share of another depth."""
+    if ":" not in part:
+        return str(round(int(part) % layers / max(layers - 1, 1) * (fewer - 1)))
+    first, last = (int(end) if end.strip() else None for end in part.split(":"))
+    start, stop, _ = slice(first, last).indices(layers)
+    start = min(round(start / layers * fewer), fewer - 1)
+    return f"{start}:{max(round(stop / layers * fewer), start + 1)}"
 
 
 def _layers_of(pretrained: str) -> int:
@@ -132,6 +173,7 @@ def smaller_sentences(rows: Sequence[Reported], cells: Sequence[Cell]) -> Iterat
     compared with nothing. Of a claim about an unedited model, its score.
     """
     from leaderboard.board.claims import of_unedited
+    from leaderboard.report.claim_verdict import digits
     from leaderboard.report.claim_words import as_open_as_before, verdict_sentence
 
     own = [cell for cell in cells if cell.control is None]
@@ -152,7 +194,7 @@ def smaller_sentences(rows: Sequence[Reported], cells: Sequence[Cell]) -> Iterat
         yield f"{cell.metric}, where the claim has {entry.metric}{_reported_of_negative(entry, cell)}: {told}"
     for cell in own:
         if cell.delta is None and of_unedited(rows[0]) and cell.score is not None:
-            yield f"{cell.metric}: {cell.score:.4g} unedited; {as_open_as_before(rows[0], cell)}"
+            yield f"{cell.metric}: {digits(cell.score)} unedited; {as_open_as_before(rows[0], cell)}"
 
 
 def _reported_of_negative(entry: Reported, cell: Cell) -> str:

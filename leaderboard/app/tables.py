@@ -90,8 +90,7 @@ def cell_rows(
         | (
             {
                 "Reported by papers": "; ".join(
-                    f"{number(entry.before)} -> {number(entry.after)} reported by {plain(entry.source)}"
-                    for entry in cell.reported
+                    f"{entry.change()} reported by {plain(entry.source)}" for entry in cell.reported
                 )
             }
             if reported
@@ -165,7 +164,7 @@ def reported_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "Recipe": plain(cell.name),
             "Metric": entry.metric,
             "Ours": f"{number(cell.baseline_score)} -> {number(cell.score)}",
-            "Reported": f"{number(entry.before)} -> {number(entry.after)}",
+            "Reported": entry.change(),
             "Ours, difference": signed(cell.delta),
             "Reported, difference": signed(entry.after - entry.before),
             "Method, as reported": entry.method,

@@ -49,7 +49,7 @@ def claims(cells: Iterable[Cell], entries: Sequence[Reported] | None = None) -> 
     means: dict[tuple[Any, ...], list[Cell]] = {}
     for entry in published() if entries is None else entries:
         if entry.members:
-            which = entry.task, entry.metric, entry.members
+            which = entry.task, entry.metric, entry.members, entry.pooled
             found = means[which] if which in means else means.setdefault(which, list(run_means(cells, *which)))
             beside[entry] = [one for one in found if _is_beside(entry, one)]
     for cell in cells:
@@ -93,6 +93,15 @@ def recipe_for(entry: Reported) -> str | None:
     task for the row's.
     """
     return (entry.run or next(iter(entry.recipes), None)) if entry.asked else None
+
+
+def why_not_measured(entry: Reported) -> str | None:
+    """Why nothing here measures a row; None where something does."""
+    if not entry.asked:
+        return f"no task here asks what {entry.task} does"
+    if recipe_for(entry) is None:
+        return f"no recipe here stands for {entry.method}" + (f": {entry.lacking}" if entry.lacking else "")
+    return None if entry.hub_names else f"no name of {entry.model} on the hub is known"
 
 
 def of_unedited(entry: Reported) -> bool:

@@ -8,10 +8,11 @@ null where none is reported. `where`, `sure` and `setting` may be columns too, a
 share of the parameters that is left, in percent; `run` the recipe that computes the row, as `--recipe` reads it, at the
 row's own budget. Without `run` it is the method's first recipe as it is; a method without recipes isn't measured. Rows
 that share a run though they differ say so in their `setting`: "one recipe computes this and ...". `layers` says how
-many a model has, where `run` names one. `means` says of which tasks and metrics a row's score is the mean. `unasked`
-names tasks that no task of ours or lm-eval's stands for, such as means over tasks that are not named: their rows are
-shown, and cannot be measured. `chosen_on` says which documents a paper chose its rows' settings on, where the runs have
-these settings and score the documents too.
+many a model has, where `run` names one. `means` says of which tasks and metrics a row's score is the mean; `pooled`
+names those of them that are a group of tasks, asked as one, in which each document counts the same. `unasked` names
+tasks that no task of ours or lm-eval's stands for, such as means over tasks that are not named: their rows are shown,
+and cannot be measured. `lacking` says of a method what a recipe of ours lacks to stand for it. `chosen_on` says which
+documents a paper chose its rows' settings on, where the runs have these settings and score the documents too.
 `headlines` are claims without a cell: a sentence, where it stands, how sure it is.
 """
 
@@ -38,6 +39,8 @@ SURE = {
     "code": "in its released code",
     "secondary": "as others cite it",
 }
+_OF_SURE = {"paper": "in the paper", "abstract": "abstract", "code": "released code", "secondary": "as others cite"}
+"""Words of a place that say how sure its reading is."""
 
 
 class Reported(NamedTuple):
@@ -46,7 +49,9 @@ class Reported(NamedTuple):
     the share of parameters left, a fraction; run: the recipe that computes it; identity: FILE/MODEL/TASK, with what
     else tells it from the file's other rows; layers: how many the paper's model has; asked: whether a task here asks
     what the row's does; members: task and metric of each part, where the row is a mean over tasks; chosen_on: which of
-    the documents that its run scores the paper chose the row's setting on.
+    the documents that its run scores the paper chose the row's setting on; pooled: whether each document of a mean
+    counts the same, not each task; lacking: why no recipe stands for the row, where more can be said than that none
+    does.
     """
 
     method: str
@@ -71,19 +76,22 @@ class Reported(NamedTuple):
     asked: bool = True
     members: tuple[tuple[str, str], ...] = ()
     chosen_on: str = ""
+    pooled: bool = False
+    lacking: str = ""
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """What has to be scored for it."""
-        return tuple(task for task, _ in self.members) or (self.task,)
+        return (self.task,) if self.pooled else tuple(task for task, _ in self.members) or (self.task,)
 
     def sentence(self) -> str:
         """One line for a person."""
         setting = f" ({self.setting})" if self.setting else ""
-        return (
-            f"reported by {self.source} ({SURE[self.sure]}): {self.method}, {self.metric} {self.before:.4g} ->"
-            f" {self.after:.4g}{setting}"
-        )
+        return f"reported by {self.source} ({SURE[self.sure]}): {self.method}, {self.metric} {self.change()}{setting}"
+
+    def change(self) -> str:
+        """Both scores as they are printed."""
+        return f"{as_printed(self.before)} -> {as_printed(self.after)}"
 
 
 class Headline(NamedTuple):
@@ -94,6 +102,17 @@ class Headline(NamedTuple):
     claim: str
     where: str
     sure: str
+
+    def sentence(self) -> str:
+        """One line for a person. Where it stands may say by itself how it was read."""
+        stands = f"{self.source}; {self.where}"
+        sure = "" if _OF_SURE[self.sure] in stands else f", {SURE[self.sure]}"
+        return f"{self.paper} ({stands}{sure}): {self.claim}"
+
+
+def as_printed(score: float) -> str:
+    """A score with all digits that it was written with, and no exponent."""
+    return f"{score:.10f}".rstrip("0").rstrip(".")
 
 
 class _Metric(BaseModel):
@@ -125,7 +144,9 @@ class _Table(BaseModel):
     models: dict[str, tuple[str, ...]] = {}
     layers: dict[str, int] = {}
     means: dict[str, dict[str, str]] = {}
+    pooled: tuple[str, ...] = ()
     unasked: tuple[str, ...] = ()
+    lacking: dict[str, str] = {}
     chosen_on: str = ""
     metrics: dict[str, _Metric] = {}
     columns: tuple[str, ...] = ()
@@ -204,6 +225,8 @@ class _Table(BaseModel):
                     values["task"] not in self.unasked,
                     tuple(self.means.get(values["task"], {}).items()),
                     self.chosen_on,
+                    values["task"] in self.pooled,
+                    self.lacking.get(values["recipe"], ""),
                 )
 
     def _of(self, values: Mapping[str, Any], name: str) -> str:

@@ -38,7 +38,7 @@ from typing import Literal, NamedTuple
 from leaderboard import metrics
 from leaderboard.board.cell import Cell
 from leaderboard.board.claims import is_as_asked, of_unedited, recipe_for
-from leaderboard.board.reported import Reported
+from leaderboard.board.reported import Reported, as_printed
 from leaderboard.report.words import ImprovementLimits, improvement_limits, improvement_point
 from leaderboard.statistics import wilson
 
@@ -152,7 +152,7 @@ def how_unedited_differs(entry: Reported, cell: Cell) -> str | None:
 
 
 def _both_unedited(entry: Reported, before: float) -> str:
-    return f"the unedited model has {before:.4g} here and {entry.before:.4g} there"
+    return f"the unedited model has {digits(before)} here and {as_printed(entry.before)} there"
 
 
 def is_all_but_learned(cell: Cell) -> bool:
@@ -245,12 +245,17 @@ def _unit_of(entry: Reported) -> float:
 
 
 def _places(score: float) -> int:
-    return len(f"{score:.10f}".rstrip("0").partition(".")[2])
+    return len(as_printed(score).partition(".")[2])
+
+
+def digits(score: float) -> str:
+    """A measured score to four digits, or to a whole number, without an exponent."""
+    return f"{score:.0f}" if abs(score) >= 1000 else as_printed(float(f"{score:.4g}"))
 
 
 def in_units_of(metric: str, effect: float) -> str:
     """An effect in words: points of a score, or the factor of a perplexity."""
-    return f"perplexity x {math.exp(-effect):.4g}" if _is_perplexity(metric) else f"{effect:+.4f}"
+    return f"perplexity x {digits(math.exp(-effect))}" if _is_perplexity(metric) else f"{effect:+.4f}"
 
 
 def _is_perplexity(metric: str) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.claims import command_for, of_unedited
-from leaderboard.board.reported import SURE, Reported
+from leaderboard.board.claims import command_for, of_unedited, why_not_measured
+from leaderboard.board.reported import SURE, Reported, as_printed
 from leaderboard.report.claim_verdict import (
     SLACK,
     ClaimState,
     claimed_effect,
+    digits,
     effect_between,
     how_unedited_differs,
     in_units_of,
@@ -61,11 +62,11 @@ def verdict_sentence(entry: Reported, cell: Cell, *, is_the_claim: bool = True, 
     if is_all_but_learned(cell):
         scored += ", without those that it learned from or was chosen on"
     if of_unedited(entry):
-        parts = [f"{cell.name}{scored}: reported {entry.after:.4g}; measured {_score(cell.score)}"]
+        parts = [f"{cell.name}{scored}: reported {as_printed(entry.after)}; measured {_score(cell.score)}"]
     else:
         reported = in_units_of(entry.metric, claimed_effect(entry))
         parts = [
-            f"{cell.name}{scored}: reported {entry.before:.4g} -> {entry.after:.4g}, {reported}",
+            f"{cell.name}{scored}: reported {entry.change()}, {reported}",
             f"measured {_score(cell.baseline_score)} -> {_score(cell.score)}, {_measured(entry.metric, cell)}",
             *([_of_control(entry, cell, pair) for pair in cell.against_controls] or ["no control was run"]),
         ]
@@ -88,7 +89,7 @@ def as_open_as_before(entry: Reported, cell: Cell) -> str:
 
 
 def _score(score: float | None) -> str:
-    return "nothing" if score is None else f"{score:.4g}"
+    return "nothing" if score is None else digits(score)
 
 
 def _measured(metric: str, cell: Cell) -> str:
@@ -115,10 +116,11 @@ def _of_control(entry: Reported, cell: Cell, pair: Cell) -> str:
 
 
 def _run_line(entry: Reported, command: str | None) -> str:
-    if not entry.asked:
-        return f"no task here asks what {entry.task} does"
-    known = command_for(entry)
-    return (known and command) or known or "no recipe here stands for this method"
+    return why_not_measured(entry) or command or str(command_for(entry))
+
+
+def _weighing(entry: Reported) -> str:
+    return ", each document counted once" if entry.pooled else ""
 
 
 def claim_lines(
@@ -135,9 +137,9 @@ def claim_lines(
         ("how sure", SURE[first.sure]),
         ("model", " or ".join(first.hub_names) or first.model),
         ("task", first.task),
-        ("mean of", ", ".join(f"{task} ({metric})" for task, metric in first.members)),
+        ("mean of", ", ".join(f"{task} ({metric})" for task, metric in first.members) + _weighing(first)),
         ("method", first.method),
-        *((f"{row.metric}", f"{row.before:.4g} -> {row.after:.4g}") for row in rows),
+        *((f"{row.metric}", row.change()) for row in rows),
         ("kept", "" if first.kept is None else f"{first.kept:.0%} of the parameters"),
         ("setting", first.setting),
         ("chosen on", f"{first.chosen_on}, which the run here scores too" if first.chosen_on else ""),

@@ -12,7 +12,7 @@ from leaderboard.app import layout, linked_table, url_state
 from leaderboard.app.colours import tinted
 from leaderboard.app.download import downloads
 from leaderboard.app.menu import RUN
-from leaderboard.board.claims import Claim, claims, command_for, is_of_model
+from leaderboard.board.claims import Claim, claims, command_for, is_of_model, why_not_measured
 from leaderboard.board.reported import SURE, published
 from leaderboard.board.standings import gained
 from leaderboard.report.claim_verdict import CLAIM_WORDS
@@ -170,7 +170,7 @@ def show_missing(missing: Sequence[Claim]) -> None:
         | {
             "Reported setting": claim.reported.setting,
             "Source": f"{claim.reported.source}, {SURE[claim.reported.sure]}",
-            "Command": command_for(claim.reported) or "no recipe here stands for this method",
+            "Command": command_for(claim.reported) or why_not_measured(claim.reported),
         }
         for claim in missing
     ]
@@ -202,7 +202,7 @@ def show_command(claim: Claim) -> None:
     entry, command = claim.reported, command_for(claim.reported)
     st.text(f"{entry.method} on {entry.model}, {entry.task}, as reported with: {entry.setting}")
     if command is None:
-        st.text("No recipe here stands for this method.")
+        st.text(f"It cannot be measured: {why_not_measured(entry)}.")
         return
     st.code(command, language=None, wrap_lines=True)
     st.text(f"lm_eval claims run {entry.identity} does the same, and ends with a sentence on the claim.")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness_ext.cli.claims import _facts_of
 from leaderboard.board.claims import of_identity, recipe_for
-from leaderboard.board.reported import headlines, published
+from leaderboard.board.reported import SURE, headlines, published
 from leaderboard.errors import LeaderboardError
 from tests.harness_ext.cli.calling import called
 
@@ -33,10 +36,79 @@ def test_every_claim_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert line.endswith("5.25 -> 6.46"), "its name ends in the share"
     in_one_line = " ".join(shown.split())
     assert all(" ".join(one.claim.split()) in in_one_line for one in headlines())
+    assert "(arXiv:2405.13039, ACL 2024); shares (/96, at 96 %) are of the parameters " in in_one_line
+    assert in_one_line.count(" are of the parameters ") == len({one.paper for one in published() if one.kept})
     assert call(monkeypatch, "list", "--json", "--model", "gpt-j", "--task", "counterfact") == 0
     rows = json.loads(capsys.readouterr().out)
     assert {(row["task"], row["model"]) for row in rows} == {("counterfact", "GPT-J")}
     assert {row["sure"] for row in rows} == {"paper"} and all(row["where"] for row in rows)
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", "--markdown"])
+def test_claims_without_a_cell_are_rows_too(
+    form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, form) == 0
+    shown = capsys.readouterr().out
+    if form == "--json":
+        rows = json.loads(shown)
+        told = [row for row in rows if row["sentence"]]
+        assert [row["sentence"] for row in told] == [one.claim for one in headlines()]
+        assert len(rows) == len(published()) + len(told) and len({tuple(row) for row in rows}) == 1
+        assert {row[name] for row in told for name in ("claim", "before", "after", "kept")} == {None}
+    else:
+        assert "Up to 2.7 times smaller at comparable accuracy" in shown
+        assert len(shown.splitlines()) == len(published()) + len(headlines()) + (2 if form == "--markdown" else 1)
+    assert call(monkeypatch, form, "--model", "llama-7b") == 0
+    assert "Up to 2.7 times" not in capsys.readouterr().out
+
+
+def test_scores_are_told_as_they_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form, before in (("text", " -> "), ("markdown", " | ")):
+        assert call(monkeypatch, *([] if form == "text" else [f"--{form}"])) == 0
+        shown = capsys.readouterr().out
+        assert all(f"{before}{score}" in shown for score in ("52489", "105474", "471.83", "0.6078"))
+    assert call(monkeypatch, "show", "svd-llm/llama-7b/wikitext2_2048/svd/60") == 0
+    assert "token_perplexity 5.68 -> 52489\n" in capsys.readouterr().out
+
+
+def test_a_bracket_says_nothing_twice() -> None:
+    for one in headlines():
+        words = re.findall(r"[\w.:']+", one.sentence().removesuffix(one.claim))
+        pairs = Counter(pair for pair in pairwise(words) if pair != ("in", "the"))
+        assert [pair for pair, count in pairs.items() if count > 1] == [], one.sentence()
+        assert one.where in one.sentence()
+    assert sum(SURE[one.sure] in one.sentence() for one in headlines()) > 10
+
+
+@pytest.mark.parametrize("written", ["Llama 2", "llama-2", "LLAMA2", "llama_2", "meta llama/Llama 2"])
+def test_blanks_dashes_and_case_are_alike(
+    written: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "list", "--json", "--model", written) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["model"] for row in rows} == {"Llama-2-7B", "Llama-2-13B"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "near"),
+    [
+        (("--model", "lamma 2 7b"), "Did you mean --model 'Llama-2-7B' or "),
+        (("--task", "hellaswga"), "Did you mean --task 'hellaswag'?"),
+        (("--paper", "basl"), "Did you mean --paper 'Basel' or "),
+        (("--paper", "eigenprunning", "--model", "phi"), "Did you mean --paper 'Eigenpruning'"),
+    ],
+)
+def test_near_names_are_offered(
+    asked: tuple[str, ...], near: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *asked) == 0
+    assert near in (shown := capsys.readouterr().out) and shown.startswith("No claim is like that. ")
+    # each is the name of something, but of nothing together
+    assert call(monkeypatch, "--model", "phi-2", "--paper", "lems") == 0
+    assert "Did you mean" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -170,8 +242,31 @@ def test_a_claim_is_shown_with_the_caveats_of_its_recipe(
 
     recipe = load_recipe(str(recipe_for(of_identity(identity)[0])))
     assert call(monkeypatch, "show", identity) == 0
-    assert f"caveats   of the recipe {recipe.name}: {recipe.caveats}\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"caveats   of the recipe {recipe.name} as it is shipped (" in shown and f": {recipe.caveats}\n" in shown
     assert recipe.caveats
+
+
+def test_caveats_of_the_shipped_recipe_name_what_the_run_sets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from harness_ext.runs.python_api import load_recipe
+
+    for identity, keys in (
+        ("laser/llama-2-7b/fever_claims", "matrices, layers, keep.rank_fraction"),
+        ("compression-secondary/llama-7b/wikitext2_2048/swift-svd/80", "keep, calibration.task"),
+        ("saes/llama-7b/wikitext2_2048/saes-svd/80", "keep.param_fraction, anchor, calibration.task"),
+    ):
+        assert call(monkeypatch, "show", identity) == 0
+        assert f" as it is shipped (this run sets {keys} itself): " in capsys.readouterr().out
+    for recipe in sorted({str(recipe_for(entry)) for entry in published()} - {"None"}):
+        (told,) = (text for name, text in _facts_of(recipe, "") if name == "caveats")
+        name, colon, changes = recipe.partition(":")
+        assert bool(told) == bool(load_recipe(recipe).caveats)
+        assert not told or told.startswith(
+            f"of the recipe {name}{' as it is shipped (this run sets ' if colon else ':'}"
+        )
+        assert not told or all(f"{key}" in told for key in re.findall(r"(?:^|,)([a-z_.]+)=", changes))
 
 
 def test_a_recipe_without_caveats_has_no_line_of_them(
@@ -181,6 +276,16 @@ def test_a_recipe_without_caveats_has_no_line_of_them(
     assert "caveats" not in capsys.readouterr().out
     assert call(monkeypatch, "show", "sfsd/llama-7b/boolq/llm-pruner/80") == 0
     assert "no recipe here stands" in (shown := capsys.readouterr().out) and "caveats" not in shown
+
+
+def test_every_task_with_a_start_token_says_so() -> None:
+    """LowRankArena's have none, whatever the tokenizer."""
+    texts = {task for entry in published() for task in entry.tasks if task.startswith(("wikitext2_", "c4_"))}
+    with_start = {"wikitext2_128", "wikitext2_2048", "wikitext2_4096", "c4_first_2000"}
+    assert with_start == {task for task in texts if dict(_facts_of("svd", task))["windows"]}
+    assert texts - with_start == {"wikitext2_arena", "c4_stream"}
+    assert dict(_facts_of("svd", "wikitext2_4096"))["windows"].startswith("each begins with the start token where")
+    assert dict(_facts_of("svd", "c4_first_2000"))["windows"].startswith("only the first begins with the start token")
 
 
 def test_how_windows_begin_is_shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,6 +312,9 @@ def test_what_cannot_be_measured_is_said(monkeypatch: pytest.MonkeyPatch, capsys
     unnamed_tasks = "modegpt/llama-2-7b/mean_accuracy/modegpt"
     assert call(monkeypatch, "run", unnamed_tasks) == 2
     assert "no task here asks what mean_accuracy does" in capsys.readouterr().err
+    searched = "sfsd-perplexity-search/llama-7b/wikitext2_128/sfsd-perplexity-search/94"
+    assert call(monkeypatch, "show", searched) == 0
+    assert "the search is in sfsd-surgical (criterion=perplexity), but which matrices" in capsys.readouterr().out
     assert call(monkeypatch, "show", unnamed_tasks) == 0
     assert "0.69 -> 0.6078" in (shown := capsys.readouterr().out) and "no task here asks" in shown
 
@@ -265,6 +373,11 @@ def test_layers_keep_their_depth(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert asked["model_args"] == {"pretrained": "EleutherAI/gpt-j-6b", "dtype": "float16"}
     assert asked["recipes"] == ["laser:matrices=[up_proj],layers=[27],keep.rank_fraction=0.01"]
     assert asked["controls"] == ["noise"] and "limit" not in asked
+    call(monkeypatch, "run", "sfsd-surgical/mistral-7b/boolq/sfsd-searched/94", "--smaller")
+    assert asked["recipes"][0].startswith("sfsd-surgical:layers=[1:2],")
+    # a group of tasks is asked as one, by its own number of examples
+    call(monkeypatch, "run", "lowrankarena-dense/llama-7b/mmlu_math")
+    assert asked["tasks"] == ["mmlu_math"]
     # a row of the unedited model has no control
     call(monkeypatch, "run", "lowrankarena-dense/llama-7b/boolq")
     assert asked["recipes"] == ["baseline"] and asked["controls"] == []

@@ -12,6 +12,8 @@ import pytest
 from harness_ext.cli.smaller_claims import (
     MADE_IN_CODE,
     TRAINING_ITEMS,
+    _scaled,
+    depth_line,
     sample_for,
     smaller_recipe,
     smaller_sentences,
@@ -67,6 +69,41 @@ def test_what_learns_from_the_task_learns_from_its_sample() -> None:
     assert asked("svd-llm/llama-7b/wikitext2_2048/svd/80") == "svd:keep={param_fraction: 0.8}"
     assert asked("eigenpruning/phi-2/int_mult") == "eigenprune-released:calibration.samples=320"
     assert asked("lowrankarena-dense/llama-7b/wikitext2_arena") == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("part", "layers", "fewer", "scaled"),
+    [
+        ("27", 28, 2, "1"),
+        ("0", 28, 2, "0"),
+        ("-1", 32, 30, "29"),
+        ("-20:", 32, 2, "1:2"),
+        ("-5:", 32, 2, "1:2"),
+        ("-20:", 32, 30, "11:30"),
+        (":8", 32, 16, "0:4"),
+        ("8:16", 32, 4, "1:2"),
+        ("-1:", 32, 1, "0:1"),
+        (":", 32, 7, "0:7"),
+    ],
+)
+def test_layers_and_ranges_keep_their_share_of_the_depth(part: str, layers: int, fewer: int, scaled: str) -> None:
+    assert _scaled(part, layers, fewer) == scaled
+    assert _scaled(_scaled(part, layers, layers), layers, fewer) == scaled
+
+
+def test_every_row_that_names_layers_says_of_how_many_and_tells_what_stands_in() -> None:
+    rows = [entry for entry in published() if "layers=" in str(recipe_for(entry))]
+    assert len(rows) > 80 and all(entry.layers for entry in rows)
+    for entry in rows:
+        assert f" of {entry.layers} layers is stood in for by layers=[" in depth_line(entry, "demo")
+    (deepest,) = of_identity("sfsd-surgical/mistral-7b/boolq/sfsd-searched/94")
+    assert depth_line(deepest, "demo") == (
+        "layers=[-20:] of 32 layers is stood in for by layers=[1:2] of 2, the nearest depth; the smaller form of"
+        " sfsd-surgical/mistral-7b/boolq/sfsd-searched/99 and sfsd-surgical/mistral-7b/boolq/sfsd-searched/97 is the"
+        " same"
+    )
+    assert depth_line(of_identity("svd-llm/llama-7b/wikitext2_2048/svd/80")[0], "demo") == ""
+    assert depth_line(deepest._replace(layers=2), "demo") == ""
 
 
 @pytest.mark.slow

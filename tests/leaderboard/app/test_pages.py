@@ -181,7 +181,7 @@ def test_reported_numbers_stand_apart(made: Any, kit: Any, database: Path) -> No
     app = page("board")
     reported = app.dataframe[1].value.iloc[0]
     assert (
-        reported["Reported"] == "0.1310 -> 0.2400"
+        reported["Reported"] == "0.131 -> 0.24"
         and reported["Ours"] == "0.5000 -> 0.6250"
         and "2312.13558" in reported["Source"]
     )

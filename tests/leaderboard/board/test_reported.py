@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from leaderboard.board.board import board
 from leaderboard.board.claims import recipe_for
-from leaderboard.board.reported import Reported, beside, published, published_folder
+from leaderboard.board.reported import Reported, as_printed, beside, published, published_folder
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
@@ -84,9 +85,50 @@ def test_every_task_of_a_row_is_one_or_is_said_to_be_none() -> None:
     known, groups = set(task_manager().all_tasks), set(task_manager().all_groups)
     asked = {task for entry in published() if entry.asked for task in entry.tasks}
     assert asked <= known
-    # of a mean over tasks each is scored by itself
-    assert not asked & groups
+    # of a mean over tasks each is scored by itself, unless it is a group's own, of the tasks that the group has
+    assert asked & groups == {entry.task for entry in published() if entry.pooled} == {"mmlu_math"}
+    assert all(task in known for entry in published() for task, _ in entry.members)
     assert {entry.task for entry in published() if not entry.asked} & known <= groups
+
+
+def test_a_pooled_mean_has_the_tasks_of_its_group() -> None:
+    from harness_ext.lm_eval_adapter.task_index import task_manager
+
+    index = task_manager().task_index
+    for entry in published():
+        if entry.pooled:
+            group = yaml.safe_load(Path(index[entry.task].yaml_path).read_text())
+            assert [(part["task"], "acc") for part in group["task"]] == list(entry.members)
+            assert group["aggregate_metric_list"] == [{"metric": "acc", "weight_by_size": True}]
+
+
+def test_what_a_method_lacks_is_told_of_methods_without_a_recipe() -> None:
+    for path in published_folder().glob("*.yaml"):
+        table = yaml.safe_load(path.read_text())
+        assert all(table["recipes"][method] == [] for method in table.get("lacking", {}))
+        assert set(table.get("pooled", ())) <= set(table.get("means", {}))
+    assert {entry.method for entry in published() if entry.lacking} == {"SFSD, perplexity search"}
+
+
+def test_scores_are_printed_as_the_papers_have_them() -> None:
+    """Every digit of the files, in our units, and never an exponent."""
+    for path in published_folder().glob("*.yaml"):
+        table = yaml.safe_load(path.read_text())
+        units = {name: 100 if metric.get("unit") else 1 for name, metric in table.get("metrics", {}).items()}
+        written = [
+            f"{Decimal(str(before)) / unit:f} -> {Decimal(str(after)) / unit:f}"
+            for row in table.get("rows", ())
+            for name, unit in units.items()
+            if (pair := dict(zip(table["columns"], row, strict=True))[name]) is not None
+            for before, after in [pair]
+        ]
+        entries = [entry for entry in published() if entry.identity.startswith(f"{path.stem}/")]
+        assert [re.sub(r"(\.\d*?)0+\b", r"\1", text).replace(". ", " ").rstrip(".") for text in written] == [
+            entry.change() for entry in entries
+        ]
+    assert [as_printed(score) for score in (52489.0, 105474, 0.6078, 471.83, 7.0)] == [
+        *("52489", "105474", "0.6078", "471.83", "7"),
+    ]
 
 
 def test_rows_that_differ_are_measured_by_different_recipes_or_it_is_said() -> None:

@@ -43,6 +43,20 @@ def test_limits_of_a_mean_follow_from_those_of_its_tasks() -> None:
     assert mean.n == int(9 / (1 / 100 + 1 / 900 + 1 / 50)) and (mean.task, mean.metric) == ("all", "acc")
 
 
+def test_a_pooled_mean_is_that_of_all_documents() -> None:
+    parts = [("a", "acc", 100, 0.1, 0.02, 0.15), ("b", "acc", 300, -0.02, -0.05, 0.03)]
+    members = [(task, metric) for task, metric, *_ in parts]
+    (mean,) = run_means([of_task(*part) for part in parts], "all", "acc", members, pooled=True)
+    delta = (100 * 0.1 + 300 * -0.02) / 400
+    above = math.sqrt((0.25 * 0.05) ** 2 + (0.75 * 0.05) ** 2)
+    assert (mean.n, mean.delta, mean.score) == (400, pytest.approx(delta), pytest.approx(0.5 + delta))
+    assert mean.high == pytest.approx(delta + above, abs=1e-4)
+    # the weights are the counts: none without them
+    uncounted = [of_task(*parts[0]), changed(of_task(*parts[1]), n=None)]
+    assert not list(run_means(uncounted, "all", "acc", members, pooled=True))
+    assert len(list(run_means(uncounted, "all", "acc", members))) == 1
+
+
 def test_nine_of_ten_tasks_are_no_mean_of_ten() -> None:
     parts = [of_task("a", "acc", 10, 0, 0, 0), of_task("b", "acc", 10, 0, 0, 0)]
     assert not list(run_means(parts, "all", "acc", [("a", "acc"), ("b", "acc_norm")]))
@@ -133,8 +147,24 @@ def test_what_a_paper_reports_by_another_metric_is_held_against_the_control_too(
 
 def test_every_mean_names_tasks_that_are_asked_one_by_one(cells: list[Cell]) -> None:
     means: list[Reported] = [entry for entry in published() if entry.members]
-    assert {entry.task for entry in means} == {"sfsd_suite", "mean_of_seven"}
+    assert {entry.task for entry in means} == {"sfsd_suite", "mean_of_seven", "mmlu_math"}
     command = command_for(ROW)
     assert command is not None and f"--tasks {' '.join(task for task, _ in ROW.members)} --recipe" in command
     for entry in means:
-        assert entry.tasks == tuple(task for task, _ in entry.members) and entry.asked
+        parts = tuple(task for task, _ in entry.members)
+        assert entry.tasks == (("mmlu_math",) if entry.pooled else parts) and entry.asked
+
+
+def test_a_level_of_a_pooled_mean_is_judged_by_all_documents() -> None:
+    row = next(entry for entry in published() if entry.pooled)
+    counts = (100, 100, 378, 270, 216)
+    parts = [
+        Cell("huggyllama/llama-7b", "baseline", "run", task, "acc", "none", count, None, row.after, "baseline")
+        for (task, _), count in zip(row.members, counts, strict=True)
+    ]
+    (claim,) = claims(parts, [row])
+    assert claim.cell is not None and (claim.cell.n, claim.cell.score) == (sum(counts), pytest.approx(row.after))
+    assert judged_claim(row, claim.cell).word == "undecided", "1,064 documents tell a score to 0.027"
+    off = [changed(part, score=0.5) for part in parts]
+    (claim,) = claims(off, [row])
+    assert claim.cell is not None and judged_claim(row, claim.cell).word == "contradicted"

@@ -20,6 +20,7 @@ from leaderboard.report.claim_verdict import (
     SLACK,
     ClaimEffect,
     claimed_effect,
+    digits,
     in_units_of,
     measured_effect,
     rounding_of,
@@ -191,6 +192,13 @@ def test_the_plain_interval_covers_the_factor_that_windows_were_drawn_with() -> 
         assert found is not None and found.plain_low is not None and found.plain_high is not None
         inside += found.plain_low <= first - first * math.exp(1.5) <= found.plain_high
     assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_measured_scores_have_four_digits_and_no_exponent() -> None:
+    scores = (52489.3, 1234.56, 471.834, 5.6781, 0.137512, 0.00001234, 2.2e8, 0.0)
+    told = ("52489", "1235", "471.8", "5.678", "0.1375", "0.00001234", "220000000", "0")
+    assert tuple(digits(score) for score in scores) == told
+    assert in_units_of("token_perplexity", -math.log(52488 / 2)) == "perplexity x 26244"
 
 
 def test_printed_scores_are_as_exact_as_their_places() -> None:
