@@ -38,7 +38,7 @@ from harness_ext.editing.plan_workload import (
 )
 from harness_ext.methods import registered_methods
 from harness_ext.methods.statistic_registry import statistics_among
-from harness_ext.recipe.recipe import parse_recipe
+from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.recipe.schema import search_of
 
 if TYPE_CHECKING:
@@ -111,17 +111,22 @@ def estimated(plan: Plan) -> PlanEstimate:
 
 def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
     own = matrices_of(plan, number)
-    kinds = Counter((item.matrix.shape, item.dtype) for item in own)
+    kinds = Counter((item.matrix.role, item.matrix.shape, item.dtype) for item in own)
     first = {item.matrix.shape: item.matrix.key for item in own}
-    edit, times = edit_of(step)
-    edits = {kind: measured_edit(edit, first[kind[0]], *kind, plan.device) for kind in kinds}
+    held = held_of(plan, number, step)
+    edits, editing, peak = [], 0.0, float(held.kept + held.learning)
+    for (role, shape, dtype), count in kinds.items():
+        edit, times = edit_of(step, role)
+        edits.append(measured_edit(edit, first[shape], shape, dtype, plan.device))
+        editing += times * count * edits[-1].seconds
+        # The step that a search finds learns and edits after it.
+        beneath = held_of(plan, number, edit) if step.is_search else held
+        peak = max(peak, held.kept + edits[-1].bytes, beneath.kept + max(beneath.learning, edits[-1].bytes))
     beside = [*_decomposed_together(plan, step, own), *_written_beside(plan, own)]
-    editing = times * sum(count * edits[kind].seconds for kind, count in kinds.items())
     editing += sum(one.seconds for one in beside)
     passes = passes_of(plan, number, step)
     calibrating = _calibrating_seconds(plan, number, step, passes)
-    held = held_of(plan, number, step)
-    sure = _SURE if all(item.exact for item in (*edits.values(), *beside)) else _CARRIED_ON
+    sure = _SURE if all(item.exact for item in (*edits, *beside)) else _CARRIED_ON
     by_passes = _TRIALS if passes.at_most else _PASSES
     return EstimatedStep(
         step=number,
@@ -132,19 +137,33 @@ def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
         high=editing * sure + calibrating * by_passes,
         passes=passes,
         documents=documents_of(step),
-        peak_bytes=held.kept + max(held.learning, round(max((item.bytes for item in edits.values()), default=0))),
+        peak_bytes=round(max([peak, *(held.kept + item.bytes for item in beside)])),
     )
 
 
-def edit_of(step: Step) -> tuple[Step, int]:
-    """The step whose edit of every matrix takes as long as what a step does to each, and how many times. A search
-    decomposes what it tries; one that goes by second moments does so by them, and again for what it found.
+def edit_of(step: Step, role: str | None = None) -> tuple[Step, int]:
+    """The step whose edit of a matrix (of this role, where it is known) takes what a step does to it, and how many
+    times. A search decomposes what it tries; one that goes by second moments does so by them, and again for what it
+    found. One for components leaves the edits to the steps that it finds.
     """
     if not step.is_search:
         return step, 1
+    if found := search_of(step).finds.get(role or ""):
+        return _by_default(step, found), 1
     by_moments = "input_second_moment" in search_of(step).statistics
     times = 2 * step.parameters.get("stages", 1) if by_moments else 1
-    return parse_recipe("svd-llm" if by_moments else "svd").steps[0], times
+    asked = step.parameters.get("factorisation", "feature_space")
+    if asked != "feature_space":
+        return _by_default(step, asked, keep={"param_fraction": 0.8}), times
+    usual = parse_recipe("svd-llm" if by_moments else "svd").steps[0]
+    return usual.model_copy(update={"calibration": step.calibration}) if by_moments else usual, times
+
+
+def _by_default(search: Step, method: str, **given: object) -> Step:
+    """A step of this method that learns from a search's documents, with these settings and its defaults for others."""
+    wanted = {"method": method, "matrices": ["all"], "calibration": {"task": "evaluated"}, **given}
+    made = recipe_from({"name": method, "steps": [wanted]}, origin=method).steps[0]
+    return made.model_copy(update={"calibration": search.calibration})
 
 
 def _decomposed_together(plan: Plan, step: Step, own: Sequence[PlannedMatrix]) -> list[MeasuredEdit]:

@@ -89,10 +89,11 @@ class Search:
 
     among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where
     that is none. components: of a search for steps that take whole units away, the kinds of components that it knows,
-    each by the role of the matrix that stands for one. contradiction: what its settings, taken together, are at fault
-    for, empty where nothing; a recipe is refused for it when it is read, before a model is loaded. check: raises what
-    these matrices, in a model of so many layers, make impossible: UserError, or BudgetTooSmall for a budget; a plan is
-    refused for it, and a run before anything is gathered.
+    each by the role of the matrix that stands for one; finds: by the same role the method of those steps.
+    contradiction: what its settings, taken together, are at fault for, empty where nothing; a recipe is refused for it
+    when it is read, before a model is loaded. check: raises what these matrices, in a model of so many layers, make
+    impossible: UserError, or BudgetTooSmall for a budget; a plan is refused for it, and a run before anything is
+    gathered.
 
     statistics_by: those that it gathers by its settings, None where these make no difference. gatherings: how often it
     gathers them.
@@ -110,6 +111,7 @@ class Search:
     needs: str = "labelled documents"
     revision: int = 1
     components: Mapping[str, str] = field(default_factory=dict)
+    finds: Mapping[str, str] = field(default_factory=dict)
     contradiction: Contradiction = consistent
     check: Check = possible
     statistics_by: StatisticsBySettings | None = None
@@ -190,13 +192,15 @@ def search(
     return register
 
 
-def of_components(kinds: Mapping[str, str]) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
+def of_components(
+    kinds: Mapping[str, str], finds: Mapping[str, str]
+) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
     """Say of a registered search, above its decorator, that the steps it finds take whole units away; kinds: see
-    `Search.components`.
+    `Search.components`. finds: see there.
     """
 
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
-        _registry[function.__name__] = replace(_registry[function.__name__], components=kinds)
+        _registry[function.__name__] = replace(_registry[function.__name__], components=kinds, finds=finds)
         return function
 
     return register
