@@ -8,7 +8,7 @@ a part for reading, hashing and writing, and a part for decomposing, of methods 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -309,7 +309,9 @@ def _seconds_of(work: Callable[[], object], device: str, *, in_threads: bool = F
 
 
 def live_bytes(work: Callable[[], object]) -> int:
-    """The most bytes that tensors made while `work` runs held at once; what libraries hold inside is not seen."""
+    """The most bytes that tensors made while `work` runs held at once, with what decompositions hold inside
+    (`_workspace`); what libraries hold else is not seen.
+    """
     import torch
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -333,9 +335,20 @@ def live_bytes(work: Callable[[], object]) -> int:
             for storage in storages(made):
                 if storage._cdata not in given:
                     held.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-            peak = max(peak, sum(size for _, size in held.values()))
+            peak = max(peak, sum(size for _, size in held.values()) + _workspace(str(function), args))
             return made
 
     with Watching():
         work()
     return peak
+
+
+def _workspace(function: str, given: Sequence[Any]) -> int:
+    """Bytes that LAPACK works in during a decomposition, by the least that its documentation asks for: `syevd` with
+    vectors `1 + 6 n + 2 n^2` numbers, `gesdd` of the first vectors `4 k^2 + 7 k`, k the smaller side.
+    """
+    if not function.startswith(("aten._linalg_eigh", "aten._linalg_svd")):
+        return 0
+    side = min(given[0].shape[-2:])
+    numbers = 1 + 6 * side + 2 * side**2 if "eigh" in function else 7 * side + 4 * side**2
+    return int(numbers * given[0].element_size())

@@ -45,6 +45,14 @@ def test_live_bytes_are_those_held_at_once_and_not_what_was_there() -> None:
     assert live_bytes(work) == 8000
 
 
+def test_live_bytes_have_what_a_decomposition_works_in() -> None:
+    square = torch.eye(100, dtype=torch.float64)
+    assert live_bytes(lambda: torch.linalg.eigh(square)) == 8 * (100**2 + 100 + 2 * 100**2 + 6 * 100 + 1)
+    tall = torch.ones(200, 50)
+    held = live_bytes(lambda: torch.linalg.svd(tall, full_matrices=False))
+    assert held >= 4 * (200 * 50 + 50 + 50**2 + 4 * 50**2 + 7 * 50)
+
+
 def test_time_is_carried_on_by_square_and_cube() -> None:
     def seconds(shape: tuple[int, int]) -> float:
         return 2e-9 * shape[0] * shape[1] + 3e-12 * shape[0] * shape[1] * min(shape)
