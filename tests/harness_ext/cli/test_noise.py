@@ -93,6 +93,6 @@ def test_gate_is_a_command_of_lm_eval(lm_eval, tmp_path: Path) -> None:
     ran = lm_eval("gate", "--policy", "gate.yaml", "--candidate", "nothing")
     assert (
         ran.code == 2
-        and "error: candidate nothing: there is nothing at this path" in ran.err
-        and "no run nothing in the leaderboard" in ran.err
+        and "error: candidate nothing is neither a path nor a run in results/leaderboard.duckdb: `lm_eval runs list`"
+        in ran.err
     )

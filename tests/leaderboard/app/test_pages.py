@@ -203,14 +203,14 @@ def test_claims_stand_beside_what_was_measured(made: Any, kit: Any, monkeypatch:
     database = page_database(made.root, monkeypatch)
     before, after = kit.pair(400, 100, gained=60)
     made.run("baseline", {"int_mult": before}, model="microsoft/phi-2")
-    made.run("eigenprune-released", {"int_mult": after}, model="microsoft/phi-2")
+    made.run("eigenprune-released:calibration.samples=320", {"int_mult": after}, model="microsoft/phi-2")
     made.run("eigenprune", {"int_mult": after}, model="microsoft/phi-2")
     ingest([made.root], database)
     app = page("claims")
     assert "**1** of" in texts(app) and "has been run here, by 2 runs: **1** partly, **1** incomparable." in texts(app)
     measured, missing = (app.dataframe[i].value for i in (0, 1))
     (other,) = (one for _, one in measured.iterrows() if one["Claim"] == "incomparable")
-    assert other["Why"] == "run as eigenprune, where eigenprune-released stands for the claim"
+    assert other["Why"] == "run as eigenprune, where eigenprune-released:calibration.samples=320 stands for the claim"
     (row,) = (one for _, one in measured.iterrows() if one["Claim"] != "incomparable")
     assert (row["Reported before"], row["Reported after"], row["After"]) == (0.1375, 0.975, 0.4)
     assert (row["Verdict"], row["Reported direction"], row["Beats its control"]) == ("better", "yes", "no control run")
