@@ -89,8 +89,9 @@ def test_what_only_some_seeds_say_is_not_said_of_a_recipe() -> None:
     change = "+0.100 (+0.100 to +0.100)"
     assert page.summary(page.by_recipe(figures)) == (
         f"- `t` (0.400 unedited): better, beating its control: `both` {change}; better, not shown to beat its control:"
-        f" `alike` {change}; better from some seeds only, beating its control: `some` {change}; better from some"
-        f" seeds only, not shown to beat its control: `few` {change}; 1 of 5 are worse or collapsed."
+        f" `alike` {change}, no control measured; better from some seeds only, beating its control: `some` {change};"
+        f" better from some seeds only, not shown to beat its control: `few` {change}, no control measured; 1 of 5 are"
+        " worse or collapsed."
     )
     beating_in_vain = _figures("less bad", ("undecided", "better"))
     assert page.summary(page.by_recipe([_baseline(), *beating_in_vain])) == (

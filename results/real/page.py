@@ -137,16 +137,14 @@ def _by_control(what: str, rows: Sequence[Row], task: str) -> list[str]:
 
 
 def _names(rows: Iterable[Row], task: str) -> str:
-    """Each with what it changes, and what its control does where that is not less."""
-    return ", ".join(
-        f"`{row.recipe}` {row.shown(task)}"
-        + (
-            f", control {row.control.shown(task)}"
-            if row.control.of(task) and row.beside_control(task) != "better"
-            else ""
-        )
-        for row in rows
-    )
+    """Each with what it changes, and what its control does where it does not beat one."""
+
+    def beside(row: Row) -> str:
+        if row.beside_control(task) == "better":
+            return ""
+        return f", control {row.control.shown(task)}" if row.control.of(task) else ", no control measured"
+
+    return ", ".join(f"`{row.recipe}` {row.shown(task)}{beside(row)}" for row in rows)
 
 
 def table(rows: Sequence[Row]) -> str:
