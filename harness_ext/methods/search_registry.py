@@ -88,8 +88,8 @@ class Search:
     raised when the same settings find other edits, as a method's is.
 
     among: which of its matrices it tries edits of, in a model of so many layers, from its settings; UserError where
-    that is none. components: of a search for steps that take whole units away, the kinds of components that it knows,
-    each by the role of the matrix that stands for one; finds: by the same role the method of those steps.
+    that is none. finds: of a search for steps that take whole units away, the method of those steps by the role of the
+    matrix that stands for a component.
     contradiction: what its settings, taken together, are at fault for, empty where nothing; a recipe is refused for it
     when it is read, before a model is loaded. check: raises what these matrices, in a model of so many layers, make
     impossible: UserError, or BudgetTooSmall for a budget; a plan is refused for it, and a run before anything is
@@ -110,12 +110,17 @@ class Search:
     engine_arguments: frozenset[str] = frozenset()
     needs: str = "labelled documents"
     revision: int = 1
-    components: Mapping[str, str] = field(default_factory=dict)
     finds: Mapping[str, str] = field(default_factory=dict)
     contradiction: Contradiction = consistent
     check: Check = possible
     statistics_by: StatisticsBySettings | None = None
     gatherings: Callable[[Mapping[str, Any]], int] = once
+
+    @property
+    def components(self) -> Mapping[str, str]:
+        """The kinds of components that it takes units of, each by the role of the matrix that stands for one."""
+        kinds = {role: registered_methods()[name].component for role, name in self.finds.items()}
+        return {role: kind for role, kind in kinds.items() if kind is not None}
 
     def with_settings(self, settings: Mapping[str, Any]) -> Search:
         """The search as a step asks for it, with the statistics that its settings use."""
@@ -192,15 +197,13 @@ def search(
     return register
 
 
-def of_components(
-    kinds: Mapping[str, str], finds: Mapping[str, str]
-) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
-    """Say of a registered search, above its decorator, that the steps it finds take whole units away; kinds: see
-    `Search.components`. finds: see there.
+def of_components(finds: Mapping[str, str]) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
+    """Say of a registered search, above its decorator, that the steps it finds take whole units away; see
+    `Search.finds`.
     """
 
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
-        _registry[function.__name__] = replace(_registry[function.__name__], components=kinds, finds=finds)
+        _registry[function.__name__] = replace(_registry[function.__name__], finds=finds)
         return function
 
     return register

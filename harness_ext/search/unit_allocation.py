@@ -55,7 +55,7 @@ def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any])
 
 @refusing(_contradiction)
 @checking(_check)
-@of_components({"k_proj": "scores", "v_proj": "unattended", "o_proj": "values", "down_proj": "mlp"}, _METHODS)
+@of_components(_METHODS)
 @search(
     summary="A share of units for every layer under one mean, by how far the layer turns its hidden states.",
     trials=lambda shapes, settings: int(bool(shapes)),
