@@ -19,19 +19,21 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.model.registration import register_factored_checkpoints
 
 if TYPE_CHECKING:
+    from harness_ext.errors import UserError
     from harness_ext.lm_eval_adapter.task_index import task_manager
     from harness_ext.runs.python_api import apply, export, load_recipe, plan, run
 
 __version__ = "0.1.0"
 
-__all__ = ["apply", "export", "load_recipe", "plan", "register_backend", "run", "task_manager"]
+__all__ = ["UserError", "apply", "export", "load_recipe", "plan", "register_backend", "run", "task_manager"]
 
 BACKEND = "hf-recipe"
 BACKEND_TARGET = "harness_ext.lm_eval_adapter.backend:RecipeLM"
 
 _PYTHON_API = "harness_ext.runs.python_api"
 _MODULES = dict.fromkeys(("apply", "export", "load_recipe", "plan", "run"), _PYTHON_API) | {
-    "task_manager": "harness_ext.lm_eval_adapter.task_index"
+    "UserError": "harness_ext.errors",
+    "task_manager": "harness_ext.lm_eval_adapter.task_index",
 }
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from leaderboard.board.board import board
-from leaderboard.board.cell import Cell, changed
+from leaderboard.board.cell import Cell, changed, with_collapsed_controls
 from leaderboard.board.frame import cells_frame
 from leaderboard.board.labels import stored_names
 from leaderboard.compare.choice_shift import compare_choices
+from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.compare.run_diff import Unshared, unshared
 from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.ingest import ingest
@@ -85,22 +86,26 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN, database:
 
 
 def with_controls(
-    compared: RunComparison, run: Path, controls: Sequence[Path], database: Path | None = None
+    compared: RunComparison, first: Path, run: Path, controls: Sequence[Path], database: Path | None = None
 ) -> RunComparison:
-    """The comparison of a run, each cell with what the run is against these controls of its recipe on its task.
-    database: as of `compare_paths`.
+    """The comparison of a run with the first, each cell with what the run is against these controls of its recipe on
+    its task, in the board's words: a run that collapsed beside the first is no better or worse than a control, but
+    *collapsed*. database: as of `compare_paths`.
     """
     pairs: dict[str, list[Cell]] = {}
+    collapsed: set[tuple[str, str]] = set()
     for control in controls:
         try:
             name = read_receipt(control / RECEIPT)[0].recipe.control
             found = compare_paths(control, run, database=database)
+            beside = compare_paths(first, control, database=database)
         except LeaderboardError:  # a control that cannot be read says nothing of the run
             continue
         for cell in found.cells:
             pairs.setdefault(cell.task, []).append(changed(cell, control=name))
+        collapsed |= {(cell.run_id, cell.task) for cell in beside.cells if cell.verdict == COLLAPSED}
     cells = [changed(cell, against_controls=tuple(pairs.get(cell.task, ()))) for cell in compared.cells]
-    return compared._replace(cells=cells)
+    return compared._replace(cells=[with_collapsed_controls(cell, collapsed) for cell in cells])
 
 
 def controls_beside(run: Path) -> list[Path]:

@@ -128,7 +128,10 @@ def _requests(task: Task, document: Any, context: Any, **template: Any) -> list[
 def why_unfit(task: Task, split: str) -> str | None:
     """Why a task cannot give labelled documents from this split, or None if it can."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return "scores whole texts and has no answers"
+        return (
+            "scores whole texts of any length, which recipes learn from as windows (such as wikitext2_2048), or as"
+            " texts=[...] in Python"
+        )
     if split == "test":
         return None
     if not (task.has_training_docs() if split == "train" else task.has_validation_docs()):
@@ -189,7 +192,7 @@ def draw_documents(
             )
     for name in names:
         if name not in tasks:
-            raise UserError(f"calibration: unknown task {name!r}, {nearest(name, tasks)}")
+            raise UserError(f"calibration: there is no task {name!r} here: {nearest(name, tasks)}")
         if reason := why_unfit(tasks[name], calibration.split):
             raise UserError(f"calibration: task {name!r} {reason}; name another: calibration.task=TASK")
     if calibration.samples < len(names):
@@ -239,7 +242,7 @@ def _draw(
         left_out = f" ({also_scored} more are also scored, and so left out)" if also_scored else ""
         raise UserError(
             f"calibration: {share} documents of {name!r} were asked for, and its {calibration.split} split has"
-            f" {len(chosen)}{left_out}; lower calibration.samples"
+            f" {len(chosen)}{left_out}; lower calibration.samples, or heal.documents where heal asks for them"
         )
     if calibration.shuffled_labels:
         if len(chosen) < 2:

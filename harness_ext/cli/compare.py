@@ -51,7 +51,7 @@ examples:
         tell([*first.notes, *second.notes])
         compared = compare_paths(first.path, second.path, database=args.database)
         controls = [path for path in controls_beside(second.path) if path.resolve() != first.path.resolve()]
-        compared = with_controls(compared, second.path, controls, args.database)
+        compared = with_controls(compared, first.path, second.path, controls, args.database)
         if args.form == "text":
             _print(compared, second.path, controls)
         else:

@@ -45,6 +45,7 @@ class Export(RecipesCommand):
                 " calibration.task=TASK"
             ),
         )
+        parser.add_argument("--include_path", metavar="<dir>", help="As in `lm-eval run`: a folder of further tasks")
         parser.add_argument(
             "--device", default="cpu", metavar="<device>", help="Where the edit is computed (default: cpu)"
         )
@@ -103,7 +104,8 @@ class Export(RecipesCommand):
             dense = export_by_shards(recipe, args.out, arguments, command, report, required=required)
         if dense is None:
             asked = arguments | _layers_on(args)
-            dense, words = export_recipe(recipe, args.out, asked, CalibrationSource(), command, report)
+            source = CalibrationSource(include_path=args.include_path)
+            dense, words = export_recipe(recipe, args.out, asked, source, command, report)
         print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}")
         if words:
             print(words)
@@ -127,7 +129,8 @@ def _export_factored(args: argparse.Namespace, recipe: Recipe, arguments: dict[s
     refuse_shards(args.shards)
     to = Destination(args.out, args.format)
     asked = arguments | _layers_on(args)
-    written = export_factored_recipe(recipe, to, asked, CalibrationSource(), list(command_line()), report_for(None))
+    source = CalibrationSource(include_path=args.include_path)
+    written = export_factored_recipe(recipe, to, asked, source, list(command_line()), report_for(None))
     layers = "1 layer" if written.layers == 1 else f"{written.layers} layers"
     print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}, {layers} as low-rank ones")
     print("to load it with transformers, `import harness_ext` first; `lm_eval run --model hf` scores it as it is")

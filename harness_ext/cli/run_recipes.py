@@ -119,8 +119,8 @@ def _print(judged: JudgedRuns, database: Path, form: Form, *, details: bool) -> 
 
 
 def _next_steps(executed: Execution, config: RunConfig, report: ProgressReport) -> None:
-    """Where the runs are, how to see more, and last the comparison that decides: a recipe with its control, or a
-    control to run.
+    """Where the runs are, how to see more, what was asked for and is not there, and last the comparison that decides: a
+    recipe with its control, or a control to run.
     """
     edited = [outcome for outcome in executed.outcomes if outcome.recipe.steps and outcome.recipe.control is None]
     database = quoted(executed.database)
@@ -131,6 +131,8 @@ def _next_steps(executed: Execution, config: RunConfig, report: ProgressReport) 
     if edited:
         report.line(f"details   lm_eval show --database {database} {quoted(edited[0].run.path)}")
     report.line(f"browse    lm_eval leaderboard --database {database}")
+    for sentence in report.left_out:
+        report.line(f"left out  {sentence}")
     if pairs := _control_pairs(executed):
         report.line(f"control   lm_eval compare {quoted(*pairs[0])}")
     elif name := next((found for outcome in edited if (found := _possible_control(outcome))), None):
@@ -149,12 +151,26 @@ def _possible_control(outcome: VariantOutcome) -> str | None:
 
 
 def _with_control(config: RunConfig, name: str) -> str:
-    """The command with a control, as it was started: by a launcher where there were several processes."""
-    command, ranks = list(config.command), current().ranks
+    """The command with this control and no other, as it was started: by a launcher where there were several
+    processes.
+    """
+    command, ranks = _without_controls(config.command), current().ranks
     if ranks > 1 and "run" in command:
         launcher = ["torchrun", "--nproc_per_node", str(ranks), "-m", "harness_ext"]
         command = [*launcher, *command[command.index("run") :]]
     return printable(shlex.join([*command, "--control", name]))
+
+
+def _without_controls(command: Sequence[str]) -> list[str]:
+    """A command without its flags `--control` and their names, of which none could be run."""
+    left: list[str] = []
+    inside = False
+    for word in command:
+        if word.startswith("-"):
+            inside = word.partition("=")[0] == "--control"
+        if not inside:
+            left.append(word)
+    return left
 
 
 def quoted(*paths: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness_ext.calibration.documents import PromptSettings, asked_document, document_hash, draw_documents
-from harness_ext.errors import UserError, nearest
+from harness_ext.errors import UserError
 from harness_ext.recipe.schema import EVALUATED, Calibration
 from leaderboard.readers.same_document import DocumentText, content_digests, digests_in_samples, plain_requests
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
     from harness_ext.recipe.recipe import Recipe
 
 
-def documents_of_named_tasks(calibration: Calibration) -> list[CalibrationSet]:
-    """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks."""
+def documents_of_named_tasks(calibration: Calibration, include_path: str | None = None) -> list[CalibrationSet]:
+    """Calibration documents when the evaluated tasks are not known here: the recipe must name its tasks. include_path:
+    a folder of further tasks.
+    """
     if EVALUATED in calibration.tasks:
         raise UserError(
             "calibration: which tasks are evaluated is not known here; name one in the recipe: calibration.task=TASK,"
             " and heal.task=TASK where it has heal"
         )
     from harness_ext.lm_eval_adapter.task_index import task_manager
-    from harness_ext.lm_eval_adapter.task_loading import load_tasks
+    from harness_ext.lm_eval_adapter.task_loading import check_known, load_tasks
 
-    manager = task_manager()
+    manager = task_manager(include_path)
     for name in calibration.tasks:
-        if name not in manager.all_tasks:
-            raise UserError(f"calibration: there is no task {name!r}: {nearest(name, manager.all_tasks)}")
+        check_known(name, manager)
     loaded = load_tasks(manager, calibration.tasks).loaded["tasks"]
     scored = {
         hashed

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness_ext.errors import UserError
+from harness_ext.errors import UserError, nearest
 from harness_ext.lm_eval_adapter import fresh_modules, local_datasets, module_names, task_code, task_identity
 from harness_ext.lm_eval_adapter.fresh_modules import LoadRecord
 
@@ -21,6 +21,14 @@ class FreshTasks(NamedTuple):
 
     loaded: Any
     record: LoadRecord
+
+
+def check_known(name: str, manager: TaskManager) -> None:
+    """Raise UserError for the name of a task to learn from that lm-eval does not know, offering one that it knows."""
+    if name not in manager.all_tasks:
+        raise UserError(
+            f"calibration: there is no task {name!r}: {nearest(name, manager.all_tasks)}; --include_path DIR adds yours"
+        )
 
 
 def load_tasks(manager: TaskManager, names: Sequence[str], *, more: bool = False) -> FreshTasks:

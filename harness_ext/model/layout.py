@@ -384,7 +384,11 @@ class Layout:
         for item in wanted:
             found = layer_numbers(item, self.layers)
             if not found:
-                mistakes.append(f"layers: {item!r} is outside 0 to {self.layers - 1}")
+                mistakes.append(
+                    f"layers: {item!r} holds none of 0 to {self.layers - 1}: a range ends before its second number"
+                    if ":" in str(item)
+                    else f"layers: {item!r} is outside 0 to {self.layers - 1}"
+                )
             chosen.update(found)
         return frozenset(chosen)
 

@@ -311,7 +311,8 @@ def refuse_several(specification: str, flag: str = "--recipe") -> None:
     text = specification.strip()
     for part in split_outside_brackets(text[1:-1] if text[:1] == "[" else text, ", ;+|\t\n"):
         head = part.partition(":")[0]
-        if head in (*shipped_names(), SHUFFLED_LABELS) or head.endswith((".yaml", ".yml")):
+        is_change = "=" in head  # whose value may be a file's name
+        if head in (*shipped_names(), SHUFFLED_LABELS) or (head.endswith((".yaml", ".yml")) and not is_change):
             names.append(part)
         elif names:
             names[-1] += f"{',' if ':' in names[-1] else ':'}{part}"

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.calibration.given import drawn_from, for_given, from_pairs, from_texts
@@ -37,13 +38,14 @@ _COLUMNS = ("step", "method", "role", "layer", "shape", "rank_before", "rank_aft
 @dataclass(frozen=True)
 class CalibrationSource:
     """Where a recipe's documents come from: at most one of tasks, documents and texts. settings: how the tasks ask, by
-    lm-eval's names (`num_fewshot`, ...).
+    lm-eval's names (`num_fewshot`, ...). include_path: a folder of tasks that the recipe may name.
     """
 
     tasks: Sequence[str] | str | None = None
     documents: Sequence[tuple[str, str]] | None = None
     texts: Sequence[str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    include_path: str | None = None
 
     def check(self, recipe: Recipe) -> None:
         """Raise UserError where more than one is given, or none and the recipe learns from documents that it does not
@@ -70,12 +72,13 @@ class CalibrationSource:
         """The recipe with its documents named, and what draws them. Raises UserError where they cannot be had."""
         from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks
 
+        of_named = partial(documents_of_named_tasks, include_path=self.include_path)
         if all(step.calibration is None for step in recipe.steps):
-            return recipe, documents_of_named_tasks
+            return recipe, of_named
         if self.tasks is not None:
             return self._of_tasks(recipe, lm, report)
         if self.documents is None and self.texts is None:
-            return recipe, documents_of_named_tasks
+            return recipe, of_named
         given = from_pairs(self.documents) if self.documents is not None else from_texts(self.texts or ())
         _check_lengths(given, lm)
         return for_given(recipe, given), lambda calibration: [drawn_from(given, calibration)]

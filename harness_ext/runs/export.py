@@ -211,6 +211,8 @@ def save(lm: RecipeLM, config: PretrainedConfig, state: dict[str, Tensor], folde
         lm.model.save_pretrained(folder, state_dict=state)
     finally:
         lm.model.config = before
+    for weights in folder.glob("*.safetensors"):  # which the library keeps from everybody but the owner
+        weights.chmod((folder / "config.json").stat().st_mode)
     lm.tokenizer.save_pretrained(folder)
 
 

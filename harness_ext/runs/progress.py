@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 class ProgressReport:
-    """The voice of a run. quiet: say nothing but warnings. progress: for work that is long."""
+    """The voice of a run. quiet: say nothing but warnings. progress: for work that is long. left_out: what was asked
+    for and not run, with the reason.
+    """
 
     def __init__(self, *, quiet: bool, progress: Progress | None = None) -> None:
         self.quiet = quiet
         self.progress = progress or progress_for(quiet=quiet)
+        self.left_out: list[str] = []
 
     def line(self, text: str) -> None:
         """One line of news."""
@@ -37,7 +40,8 @@ class ProgressReport:
 
     def not_run(self, what: str, reason: str) -> None:
         """A variant that was asked for is left out."""
-        self.line(f"{what}: not run, since {reason}")
+        self.left_out.append(f"{what}: not run, since {reason}")
+        self.line(self.left_out[-1])
 
     @contextmanager
     def stage(self, what: str) -> Iterator[None]:

@@ -26,10 +26,11 @@ from harness_ext.calibration.rewording import reworded, with_rewordings
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import task_code, task_identity
 from harness_ext.lm_eval_adapter.task_identity import digest
-from harness_ext.lm_eval_adapter.task_loading import FreshTasks, load_tasks
+from harness_ext.lm_eval_adapter.task_loading import FreshTasks, check_known, load_tasks
 from harness_ext.model.model_identity import ModelReader
 from harness_ext.ranks.group import current
 from harness_ext.recipe.recipe import Recipe
+from harness_ext.recipe.schema import EVALUATED
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.scored_places import Places, check_places, places_by_task, scored_hashes, scored_places
 from harness_ext.runs.versions import package_version, versions
@@ -309,8 +310,11 @@ class RunSpec:
         chat_template: of the model's tokenizer; None where prompts are to be plain. Raises UserError where they cannot
         be had.
         """
-        harness = self._harness
+        harness, manager = self._harness, self.tasks.manager
         tasks = dict(self.tasks.by_name)
+        for name in calibration.tasks:
+            if name not in tasks and name != EVALUATED:
+                check_known(name, manager)
         if named := self._named_only_by(calibration):
             tasks |= named.loaded["tasks"]
         for task in tasks.values():

@@ -243,7 +243,7 @@ def with_collapses(cells: list[Cell]) -> list[Cell]:
         _with_collapse(cell, tuple(dict.fromkeys(where.get((cell.model_key, cell.weights), ())))) for cell in cells
     ]
     collapsed = {(cell.run_id, cell.task) for cell in worded if cell.verdict == COLLAPSED}
-    return [_with_collapsed_controls(cell, collapsed) for cell in worded]
+    return [with_collapsed_controls(cell, collapsed) for cell in worded]
 
 
 def _with_collapse(cell: Cell, tasks: tuple[str, ...]) -> Cell:
@@ -259,10 +259,10 @@ def _with_collapse(cell: Cell, tasks: tuple[str, ...]) -> Cell:
     return changed(cell, notes=(*cell.notes, f"the same weights collapsed on {', '.join(tasks)}"))
 
 
-def _with_collapsed_controls(cell: Cell, collapsed: set[tuple[str, str]]) -> Cell:
+def with_collapsed_controls(cell: Cell, collapsed: set[tuple[str, str]]) -> Cell:
     """What a collapsed model is against its controls has that word too. collapsed: (run, task) of all."""
     if any(one.against_controls for one in cell.further):
-        cell = changed(cell, further=tuple(_with_collapsed_controls(one, collapsed) for one in cell.further))
+        cell = changed(cell, further=tuple(with_collapsed_controls(one, collapsed) for one in cell.further))
     if not cell.against_controls:
         return cell
     lost = cell.verdict == COLLAPSED

@@ -57,7 +57,7 @@ def assert_told(ran, *words: str) -> None:
             ["--recipe", "eigenprune:calibration.samples=100000"],
             ["100000 documents of 'int_mult' were asked for", "lower calibration.samples"],
         ),
-        (["--recipe", "eigenprune:calibration.task=no_such"], ["unknown task 'no_such'"]),
+        (["--recipe", "eigenprune:calibration.task=no_such"], ["there is no task 'no_such'", "--include_path DIR"]),
         (["--recipe", "laser", "--control", "eigenprune"], ["'eigenprune' cannot be a control", "random-subspace"]),
         (["--recipe", "laser", "--use_cache", "cache"], ["--use_cache cannot be combined with --recipe"]),
         (["--recipe", "laser", "--predict_only"], ["--predict_only computes no scores"]),
@@ -147,12 +147,12 @@ def test_a_task_without_answers(lm_eval, tmp_path: Path) -> None:
     )
     assert_told(
         lm_eval(*arguments, "int_mult", "--recipe", "fwsvd:calibration.task=whole_texts"),
-        "task 'whole_texts' scores whole texts and has no answers",
+        "task 'whole_texts' scores whole texts of any length, which recipes learn from as windows",
         "name another: calibration.task=TASK",
     )
     assert_told(
         lm_eval(*arguments, "whole_texts", "--recipe", "fwsvd"),
-        "no evaluated task can give labelled documents (whole_texts scores whole texts and has no answers)",
+        "no evaluated task can give labelled documents (whole_texts scores whole texts of any length, which recipes",
     )
 
 

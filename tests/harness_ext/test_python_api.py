@@ -452,7 +452,9 @@ def test_a_recipe_from_a_name_data_a_file_or_itself(tmp_path: Path) -> None:
 
 
 def test_every_public_name_resolves_and_is_documented() -> None:
-    assert recipes.__all__ == ["apply", "export", "load_recipe", "plan", "register_backend", "run", "task_manager"]
+    assert recipes.__all__ == [
+        *("UserError", "apply", "export", "load_recipe", "plan", "register_backend", "run", "task_manager")
+    ]
     assert set(recipes.__all__) <= set(dir(recipes))
     for name in recipes.__all__:
         assert getattr(recipes, name).__doc__.strip(), name

@@ -95,6 +95,14 @@ def test_without_a_control_the_last_hint_is_to_run_one(demo_run: Any, lm_eval: A
     assert list(tmp_path.glob("results/demo/laser+random-subspace-*"))
 
 
+@pytest.mark.slow
+def test_a_control_that_cannot_be_run_is_told_at_the_end_and_not_asked_for_again(demo_run: Any) -> None:
+    ran = demo_run("--recipe", "laser", "--control", "shuffled-labels")
+    *_, left_out, hint, command = ran.err.splitlines()
+    assert ran.code == 0 and left_out.startswith("left out  laser+shuffled-labels: not run, since the recipe learns")
+    assert "none was run" in hint and "shuffled-labels" not in command and command.count("--control") == 1
+
+
 def test_details_are_of_runs_with_recipes(lm_eval: Any) -> None:
     refused = lm_eval("run", "--model", "hf", "--tasks", "int_mult", "--details")
     assert refused.code == 2 and "--details is for the table of a run with --recipe" in refused.err

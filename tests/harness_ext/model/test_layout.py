@@ -86,6 +86,12 @@ def test_mistakes_are_reported_together_with_the_nearest() -> None:
     assert "12 is outside 0 to 11" in text
 
 
+@pytest.mark.parametrize("given", ["1:1", "5:2", "12:14"])
+def test_a_range_that_holds_no_layer_is_refused(given: str) -> None:
+    with pytest.raises(UserError, match=f"layers: '{given}' holds none of 0 to 11: a range ends before its second"):
+        chosen(["up_proj"], [given])
+
+
 def test_an_unknown_architecture_works_through_globs_and_says_so() -> None:
     layout = Layout({"model_type": "novel"}, {"blocks.0.mixer.weight": (4, 5), "norm.weight": (4,)})
     assert [matrix.parameter for matrix in layout.select(step(["*.mixer.weight"]))] == ["blocks.0.mixer.weight"]

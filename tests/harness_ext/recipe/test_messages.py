@@ -9,7 +9,7 @@ import pytest
 from harness_ext.editing.controls import check_control
 from harness_ext.errors import RecipeError, UserError, closest
 from harness_ext.recipe.other_names import OTHER_NAMES
-from harness_ext.recipe.recipe import parse_recipe, shipped_names
+from harness_ext.recipe.recipe import parse_recipe, refuse_several, shipped_names
 from harness_ext.recipe.schema import NESTED, Heal, key_paths, known_methods, step_model
 
 
@@ -107,6 +107,10 @@ def test_the_fields_that_hold_keys_are_those_of_the_schema() -> None:
 def test_several_recipes_in_one_flag(specification: str, flags: str) -> None:
     said = refused(specification)
     assert "repeat the flag, " + flags in said
+
+
+def test_a_file_as_the_value_of_a_setting_is_no_second_recipe() -> None:
+    refuse_several("snp:unit_fraction=0.7,calibration.task=tasks/x.yaml")
 
 
 @pytest.mark.parametrize("name", ["bottom-k,noise", "bottom-k noise", "noise,shuffled-labels"])

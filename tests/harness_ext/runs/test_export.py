@@ -108,6 +108,27 @@ def test_the_command_writes_receipt_and_card(lm_eval, tmp_path: Path) -> None:
     assert scored.code == 0, scored.err
 
 
+@pytest.mark.slow
+def test_the_command_learns_from_a_task_of_ones_own_and_others_may_read_the_weights(lm_eval, tmp_path: Path) -> None:
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    for start, path in enumerate(files.values()):
+        numbers = range(100 * start, 100 * start + 20)
+        Path(path).write_text("".join(f'{{"q": "{n} + 1 =", "a": "{n + 1}"}}\n' for n in numbers))
+    task = {"task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "training_split": "train"}
+    task |= {"test_split": "test", "output_type": "loglikelihood", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
+    (tmp_path / "own.yaml").write_text(json.dumps(task))
+    asked = ("export", "--model_args", "pretrained=demo", "--out", "edited")
+    recipe = ("--recipe", "svd-llm:calibration.task=own,calibration.samples=8")
+    unknown = lm_eval(*asked, *recipe)
+    assert unknown.code == 2 and "there is no task 'own'" in unknown.err and "--include_path DIR" in unknown.err
+    ran = lm_eval(*asked, *recipe, "--include_path", tmp_path)
+    assert ran.code == 0, ran.err
+    modes = {
+        path.stat().st_mode for path in (tmp_path / "edited").iterdir() if path.suffix in (".json", ".safetensors")
+    }
+    assert len(modes) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -18,7 +18,7 @@ from leaderboard.board.across_models import lines, sentence
 from leaderboard.board.cell import COMPARED, VERDICTS, Cell, with_collapses
 from leaderboard.board.frame import cells_frame
 from leaderboard.board.layers import LayerEdit, places
-from leaderboard.compare_runs import compare_paths
+from leaderboard.compare_runs import compare_paths, with_controls
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 from leaderboard.terminal.format import against_controls, beside_verdict
@@ -103,6 +103,22 @@ class TestAgainstAnEdit:
         after.scores["perplexity"] = math.nan
         edited, broken = made.run("svd", {"sums": before}), made.run("laser", {"sums": after})
         assert compare_paths(edited, broken).cells[0].collapse is None
+
+
+def test_two_runs_are_compared_with_the_boards_word_for_the_control(made: Any, kit: Any) -> None:
+    """The run lost its answers beside the unedited model, and so did its control."""
+    before, after = texts(kit, [9.0 + 0.1 * (i % 5) for i in range(60)])
+    runs = {"baseline": made.run("baseline", {"sums": before}), "laser": made.run("laser", {"sums": after})}
+    runs["control"] = made.run("laser+noise", {"sums": after})
+    receipt = json.loads((runs["control"] / "receipt.json").read_text())
+    receipt["recipe"] |= {"control": "noise", "control_of": kit.sha("laser")}
+    (runs["control"] / "receipt.json").write_text(json.dumps(receipt))
+    (on_board,) = recipe_cell(made.board()).against_controls
+    compared = compare_paths(runs["baseline"], runs["laser"])
+    (cell,) = with_controls(compared, runs["baseline"], runs["laser"], [runs["control"]]).cells
+    (pair,) = cell.against_controls
+    assert cell.verdict == pair.verdict == on_board.verdict == "collapsed"
+    assert pair.against_collapsed and on_board.against_collapsed
 
 
 class TestShown:
