@@ -79,6 +79,8 @@ def together(learned: Iterable[Learned], waiting: Sequence[Sequence[Matrix]], ma
     known: dict[str, Mapping[str, Tensor]] = {}
     for part, statistics in learned:
         known |= {matrix.key: statistics.get(matrix.key, {}) for matrix in part}
+        # Else those of groups that are done would be held until the next part is learned.
+        del statistics
         ready = [group for group in waiting if all(matrix.key in known for matrix in group)]
         waiting = [group for group in waiting if group not in ready]
         for group in ready:
@@ -198,6 +200,7 @@ class LayerWalk:
                         for group in groups(stage, self.names):
                             found |= self._watched(layer, states, group, stop=True, beside=beside)[0]
                         yield stage, found
+                        del found
                     self.run_on(layer, states)
                     if beside is not None:
                         beside.go_on()
@@ -221,6 +224,8 @@ class LayerWalk:
                     more, outputs = self._watched(layer, states, final)
                     states.replace(outputs)
                     yield own, found | more
+                # Else they would be held while the next layer's are gathered.
+                del found, more, outputs
                 counted.advance()
             self._finish(last + 1, states, counted)
 
@@ -261,6 +266,7 @@ class LayerWalk:
                     del entering[layer:]
                     counted.advance()
                     yield by_layer[layer], found
+                    del found
 
     def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
         by_layer = self.by_layer(matrices)
@@ -281,10 +287,12 @@ class LayerWalk:
                     for group in groups(own, self.names) if own else [[]]:
                         more, before = walk._watched(layer, states, group, gradients=gradients)
                         found |= more
+                        del more
                     gradients = States(before)
                     counted.advance()
                     if own:
                         yield own, found
+                    del found, states, before
 
     def _with_components(self, layer: int, states: States, matrices: Sequence[Matrix]) -> LayerWalk:
         """The walk with the components of these matrices, where those are of what is learned first."""

@@ -193,11 +193,14 @@ class StatisticsCache:
                 if keeps:
                     self._statistics.save(batch, found)
                 yield group, {key: _named(self._statistics, batch, key, values) for key, values in found.items()}
+                # Else they would be held while the next are learned.
+                del gathered, found
         for matrix in matrices:
             if matrix.key in there:
                 kept = self._statistics.load(batch, matrix.key)
                 assert kept is not None, "a batch in use is not dropped"
                 yield [matrix], {matrix.key: _named(self._statistics, batch, matrix.key, kept)}
+                del kept
 
     def at_hand(
         self,

@@ -379,17 +379,26 @@ def require_finite(weights: Weights, matrix: Matrix) -> None:
         )
 
 
-def require_finite_statistics(values: Mapping[str, Tensor], key: str) -> None:
-    """Raise VariantFailed where what was learned about a matrix holds a NaN or an infinity."""
-    import torch
-
-    for name, value in values.items():
-        if not bool(torch.isfinite(value).all()):
+def require_finite_statistics(statistics: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise VariantFailed where what was learned about matrices, by `Matrix.key`, holds a NaN or an infinity."""
+    for key, values in statistics.items():
+        for name, value in values.items():
+            if _is_finite(value):
+                continue
             reason = (
                 f"the {name} of {key} over the calibration documents holds a NaN or an infinity: its inputs overflow;"
                 " load the model in float32 or bfloat16"
             )
             raise VariantFailed("non_finite_statistic", reason, key)
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds no NaN and no infinity, from its least and its largest number: to ask every number takes
+    copies, of which the first is as large as the tensor.
+    """
+    import torch
+
+    return not value.numel() or bool(torch.isfinite(torch.stack(value.aminmax())).all())
 
 
 def _require_finite_edit(edit: AnyEdit, matrix: Matrix) -> None:

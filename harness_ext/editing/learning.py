@@ -85,9 +85,9 @@ def learn(
         for one in (matrix, *feeding):
             require_finite(context.model.weights, one)
     for part, statistics in _learned(context, matrices, labelled, record):
-        for key, values in statistics.items():
-            require_finite_statistics(values, key)
+        require_finite_statistics(statistics)
         yield part, statistics
+        del statistics
 
 
 def stages(matrices: Sequence[Matrix]) -> list[list[Matrix]]:
@@ -126,6 +126,7 @@ def _learned(
         _measure_before(context, labelled, record)
         for stage, statistics in _one_after_another(context, walk, matrices, batches):
             yield stage, _completed(context, stage, statistics, labelled, record)
+            del statistics
         if walk is not None and walk.losses and record.losses is not None:
             record.losses.after = means_by_task(walk.losses)
         return

@@ -62,6 +62,7 @@ def in_refitted_groups(
     model = _TruncatedModel(context)
     for group, statistics in truncated:
         model.truncate(group, statistics)
+        del statistics
     yield from together(learned, _groups(context, matrices), model.refitted)
 
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from harness_ext.demo import demo_path
+from harness_ext.editing import pipeline
+from harness_ext.editing.edit_matrix import edit_matrix
 from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.lm_eval_adapter.fast_import import quick_imports
 from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks
@@ -66,3 +68,21 @@ def test_what_lives_when_libraries_load_can_still_be_collected() -> None:
     del held
     gc.collect()
     assert left() is None
+
+
+@pytest.mark.parametrize("recipe", ["svd-llm", "sfsd", "fisher-svd"])
+def test_statistics_of_a_layer_are_let_go_before_the_next_are_gathered(
+    lm, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[int, list[weakref.ref[torch.Tensor]]] = {}
+
+    def watching(context, matrix, statistics):
+        earlier = [one() for layer, own in held.items() if layer != matrix.layer for one in own]
+        assert all(one is None for one in earlier)
+        held.setdefault(matrix.layer, []).extend(weakref.ref(value) for value in statistics.values())
+        return edit_matrix(context, matrix, statistics)
+
+    monkeypatch.setattr(pipeline, "edit_matrix", watching)
+    lm.apply(parse_recipe(f"{recipe}:calibration.task=int_mult,calibration.samples=4"), documents_of_named_tasks)
+    lm.undo()
+    assert len(held) > 1
