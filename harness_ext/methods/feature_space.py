@@ -136,8 +136,9 @@ def _completed(weight: Tensor, directions: Tensor, rank: int) -> Tensor:
     """
     import torch
 
-    rest = weight - directions @ (directions.T @ weight)
-    more = _left_singular_vectors(rest, rank - directions.shape[1])
+    count = rank - directions.shape[1]
+    # What is left has no name: it is let go before the next step, which takes as much.
+    more = _left_singular_vectors(weight - directions @ (directions.T @ weight), count)
     # Those of a rest that has vanished may lean on the directions already there.
     return torch.linalg.qr(torch.cat([directions, more], dim=1)).Q
 

@@ -81,6 +81,11 @@ def once(settings: Mapping[str, Any]) -> int:
     return 1
 
 
+def never(settings: Mapping[str, Any]) -> bool:
+    """Edits of one matrix at a time, whatever the settings."""
+    return False
+
+
 @dataclass(frozen=True)
 class Search:
     """A registered search. trials: how many edits it will try at most, from the shapes of its matrices and its
@@ -95,8 +100,10 @@ class Search:
     impossible: UserError, or BudgetTooSmall for a budget; a plan is refused for it, and a run before anything is
     gathered.
 
-    statistics_by: those that it gathers by its settings, None where these make no difference. gatherings: how often it
-    gathers them.
+    statistics_by: those that it gathers by its settings, None where these make no difference; it then decomposes what
+    it tries by a factorisation, one matrix at a time (`harness_ext.search.factorisations`). gatherings: how often it
+    gathers them. tries_plans: whether by its settings it keeps factors of every matrix, and tries ranks for all of them
+    together.
     """
 
     name: str
@@ -115,6 +122,7 @@ class Search:
     check: Check = possible
     statistics_by: StatisticsBySettings | None = None
     gatherings: Callable[[Mapping[str, Any]], int] = once
+    tries_plans: Callable[[Mapping[str, Any]], bool] = never
 
     @property
     def components(self) -> Mapping[str, str]:
@@ -241,6 +249,20 @@ def gathering(
     def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
         known = _registry[function.__name__]
         _registry[function.__name__] = replace(known, statistics_by=by, gatherings=times)
+        return function
+
+    return register
+
+
+def trying_plans(
+    by: Callable[[Mapping[str, Any]], bool],
+) -> Callable[[Callable[..., SearchResult]], Callable[..., SearchResult]]:
+    """Say of a registered search, above its decorator, by which settings it tries ranks for all matrices together; see
+    `Search.tries_plans`.
+    """
+
+    def register(function: Callable[..., SearchResult]) -> Callable[..., SearchResult]:
+        _registry[function.__name__] = replace(_registry[function.__name__], tries_plans=by)
         return function
 
     return register

@@ -104,7 +104,11 @@ def light_part(weight: Tensor, moment: Tensor, prime_units: Tensor) -> tuple[Ten
     light = ~prime_units.flatten().to(weight.device)
     if not bool(prime_units.any()):
         return weight, moment
-    return (weight[light], moment) if prime_units.shape[1] == 1 else (weight[:, light], moment[light][:, light])
+    if prime_units.shape[1] == 1:
+        return weight[light], moment
+    # Rows and columns at once: one after the other would make a further matrix, larger than both.
+    places = light.nonzero().flatten()
+    return weight[:, light], moment[places[:, None], places]
 
 
 def prime_count(units: int, share: float) -> int:

@@ -15,7 +15,15 @@ from pydantic import Field
 
 from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods import allocation
-from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, refusing, search
+from harness_ext.methods.search_registry import (
+    Fraction,
+    SearchResult,
+    checking,
+    gathering,
+    refusing,
+    search,
+    trying_plans,
+)
 from harness_ext.search.factorisations import each_decomposed, edits_at, statistics_by_factorisation, tried_as
 from harness_ext.search.pieces import UNTRIED, Allocated, Piece, pieces_of, spectra_of, step_at
 from harness_ext.search.trials import least_moved
@@ -59,6 +67,7 @@ def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any])
     _Budget.of(settings).ranks({piece.key: piece.flat for piece in pieces}, _numbers(matrices))
 
 
+@trying_plans(by=lambda settings: settings["last_blocks"] == SEARCHED)
 @refusing(_contradiction)
 @checking(_check)
 @gathering(by=statistics_by_factorisation, times=lambda settings: 2 if settings["last_blocks"] == SEARCHED else 1)
@@ -185,6 +194,8 @@ def _of_several_ends(
         if largest[matrix.key]:
             left, right = (factor.to(evaluator.weight(matrix)) for factor in made.serving(largest[matrix.key]))
             factors[matrix.key] = left.cpu(), right.cpu()
+            del left, right
+        del made
     evaluator.measure_divergence()
     trials = [
         evaluator.try_together(

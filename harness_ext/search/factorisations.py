@@ -151,7 +151,7 @@ def each_decomposed(
     evaluator: CandidateEvaluator, factorisation: Factorisation
 ) -> Iterator[tuple[Matrix, Spectrum, Decomposed]]:
     """The matrices of a search in their order, decomposed one at a time, statistics gathered for as many as fit
-    together.
+    together. What is made of a matrix is to be let go before the next is asked for.
     """
     names = learned_by(factorisation)
     parts = evaluator.gather_in_parts(evaluator.matrices, names) if names else [(evaluator.matrices, {})]
@@ -163,6 +163,9 @@ def each_decomposed(
             seen = SeenTokens.of(learned)
             kind = matrix.role or matrix.parameter
             yield matrix, Spectrum(matrix.shape, made.values.tolist(), kind, 1 if seen is None else seen.tokens), made
+            # Else they would be held while the next is decomposed.
+            del made, learned
+        del found
 
 
 def step_of(evaluator: CandidateEvaluator, factorisation: str, ranks: Mapping[str, int]) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from pydantic import Field
 
 from harness_ext.methods import allocation
 from harness_ext.methods.allocation import Spectrum
-from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, refusing, search
+from harness_ext.methods.search_registry import (
+    Fraction,
+    SearchResult,
+    checking,
+    gathering,
+    refusing,
+    search,
+    trying_plans,
+)
 from harness_ext.search.factorisations import (
     Factorisation,
     each_decomposed,
@@ -75,6 +83,7 @@ def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any])
     allocation.least_error(flat, settings["param_fraction"], settings["align"], within=within)
 
 
+@trying_plans(by=lambda settings: settings["param_fraction"] < 1)
 @gathering(by=statistics_by_factorisation)
 @refusing(_contradiction)
 @checking(_check)
@@ -154,6 +163,7 @@ def _measured(
         found.spectra[matrix.key] = spectrum
         found.divergences[matrix.key] = rank, trial.divergence
         found.factors[matrix.key] = left.cpu(), right.cpu()
+        del made, weight, left, right
     return found
 
 

@@ -81,7 +81,11 @@ def spectra_of(
 ) -> dict[str, Spectrum]:
     """Of every piece, by its key, in their order."""
     if settings["factorisation"] not in UNTRIED:
-        return {matrix.key: one for matrix, one, _ in each_decomposed(evaluator, settings["factorisation"])}
+        alone: dict[str, Spectrum] = {}
+        for matrix, one, made in each_decomposed(evaluator, settings["factorisation"]):
+            alone[matrix.key] = one
+            del made
+        return alone
     by_groups = _of_groups if settings["factorisation"] == "basis_sharing" else _of_light_parts
     found = {piece.key: one for piece, one in by_groups(evaluator, pieces, settings)}
     return {piece.key: found[piece.key] for piece in pieces}

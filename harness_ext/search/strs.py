@@ -118,6 +118,7 @@ def _tried(
         settings = [step_of(evaluator, factorisation, {matrix.key: rank}) for rank in ranks]
         trials = evaluator.try_out(matrix, Nested(left, right, tuple(ranks)), settings, once=True)
         found += [Sensitivity(matrix.key, rank, trial.loss) for rank, trial in zip(ranks, trials, strict=True)]
+        del made, weight, left, right
     return found
 
 
