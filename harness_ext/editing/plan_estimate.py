@@ -7,10 +7,10 @@ How many passes a step makes is said in `plan_workload` alone, what it holds bes
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from harness_ext.editing.learning import stages
-from harness_ext.editing.plan_measurement import MeasuredEdit, measured_edit
+from harness_ext.editing.plan_measurement import MeasuredEdit, bytes_on_trial, measured_edit
 from harness_ext.editing.plan_memory import held_of
 from harness_ext.editing.plan_passes import (
     BatchSize,
@@ -40,6 +40,7 @@ from harness_ext.methods import registered_methods
 from harness_ext.methods.statistic_registry import statistics_among
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
 from harness_ext.recipe.schema import search_of
+from harness_ext.search.factorisations import Factorisation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,11 +118,12 @@ def _estimated_step(plan: Plan, number: int, step: Step) -> EstimatedStep:
     edits, editing, peak = [], 0.0, float(held.kept + held.learning)
     for (role, shape, dtype), count in kinds.items():
         edit, times = edit_of(step, role)
-        edits.append(measured_edit(edit, first[shape], shape, dtype, plan.device))
+        edits.append(measured_edit(edit, first[shape], shape, dtype, plan.device, _tokens(plan, step)))
         editing += times * count * edits[-1].seconds
         # The step that a search finds learns and edits after it.
         beneath = held_of(plan, number, edit) if step.is_search else held
         peak = max(peak, held.kept + edits[-1].bytes, beneath.kept + max(beneath.learning, edits[-1].bytes))
+    peak = max([peak, *(held.kept + size for size in _tried_alone(plan, step, own))])
     beside = [*_decomposed_together(plan, step, own), *_written_beside(plan, own)]
     editing += sum(one.seconds for one in beside)
     passes = passes_of(plan, number, step)
@@ -166,6 +168,20 @@ def _by_default(search: Step, method: str, **given: object) -> Step:
     return made.model_copy(update={"calibration": search.calibration})
 
 
+def _tokens(plan: Plan, step: Step) -> int | None:
+    """That a step learns from; None where it learns nothing."""
+    return documents_of(step) * plan.tokens or None
+
+
+def _tried_alone(plan: Plan, step: Step, own: Sequence[PlannedMatrix]) -> list[float]:
+    """The bytes in which a search of ranks decomposes and tries each kind of matrix: those of a factorisation."""
+    asked = step.parameters.get("factorisation")
+    if not step.is_search or asked not in get_args(Factorisation):
+        return []
+    kinds = {(item.matrix.shape, item.dtype) for item in own}
+    return [bytes_on_trial(asked, shape, dtype, plan.device, _tokens(plan, step)) for shape, dtype in kinds]
+
+
 def _decomposed_together(plan: Plan, step: Step, own: Sequence[PlannedMatrix]) -> list[MeasuredEdit]:
     """What takes as long as to decompose each group of matrices that share a factor, which their edits then only write:
     the edit by second moments of one matrix of the shape of all on top of each other.
@@ -176,11 +192,11 @@ def _decomposed_together(plan: Plan, step: Step, own: Sequence[PlannedMatrix]) -
 
     dtypes, edit = {item.matrix.key: item.dtype for item in own}, parse_recipe("svd-llm").steps[0]
     groups = groups_of([item.matrix for item in own], step.parameters["share"], step.parameters["layers_in_group"])
+    shapes = [(len(group) * group[0].shape[0], group[0].shape[1]) for group in groups]
+    tokens = _tokens(plan, step)
     return [
-        measured_edit(
-            edit, group[0].key, (len(group) * group[0].shape[0], group[0].shape[1]), dtypes[group[0].key], plan.device
-        )
-        for group in groups
+        measured_edit(edit, group[0].key, shape, dtypes[group[0].key], plan.device, tokens)
+        for group, shape in zip(groups, shapes, strict=True)
     ]
 
 

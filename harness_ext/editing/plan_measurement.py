@@ -24,6 +24,7 @@ from harness_ext.linalg.decompose import Decomposer
 from harness_ext.linalg.devices import usable_device
 from harness_ext.methods import registered_methods
 from harness_ext.methods.registry import HEALED, MASKED, PRIMED, RANKED, SEARCHED, SHARED, TRAINED, TRIED
+from harness_ext.methods.sola import prime_count
 from harness_ext.methods.statistic_registry import RegisteredStatistic, SinkTokens, statistics_among
 from harness_ext.model.components import COMPONENTS, UNITS
 from harness_ext.model.geometry import Heads
@@ -35,6 +36,8 @@ from harness_ext.recipe.schema import Step, method_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from harness_ext.search.factorisations import Factorisation
 
 
 Shape = tuple[int, int]
@@ -59,6 +62,16 @@ class MeasuredEdit(NamedTuple):
     exact: bool
 
 
+class _Trial(NamedTuple):
+    """An edit that is measured. few: how many tokens its statistics are of; None for enough to span all directions."""
+
+    step: Step
+    shape: Shape
+    dtype: str
+    device: str
+    few: int | None
+
+
 class _Measured(NamedTuple):
     """One size: its shape, the seconds, and the bytes."""
 
@@ -67,18 +80,23 @@ class _Measured(NamedTuple):
     bytes: int
 
 
-def measured_edit(step: Step, key: str, shape: Shape, dtype: str, device: str) -> MeasuredEdit:
+def measured_edit(
+    step: Step, key: str, shape: Shape, dtype: str, device: str, tokens: int | None = None
+) -> MeasuredEdit:
     """What a step's edit of a matrix of this shape takes. key: of such a matrix; `keep.ranks` goes by it. dtype: of the
-    weight, by torch's name. Raises UserError where there is no such device.
+    weight, by torch's name. tokens: that its statistics are of, where these are too few to span what the matrix has:
+    methods that go by second moments then find the other directions in the weights, which takes more. Raises UserError
+    where there is no such device.
     """
-    return _measured_edit(step.model_dump_json(), key, shape, dtype, device, _Hidden(step))
+    few = tokens if tokens is not None and tokens < min(shape) else None
+    return _measured_edit(f"{few} {step.model_dump_json()}", key, shape, dtype, device, _Hidden(step, few))
 
 
 class _Hidden:
-    """A step for a cache that goes by its text."""
+    """A step for a cache that goes by its text, and few tokens (see `_Trial`)."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    def __init__(self, step: Step, few: int | None) -> None:
+        self.step, self.few = step, few
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Hidden)
@@ -93,11 +111,40 @@ def _measured_edit(about: str, key: str, shape: Shape, dtype: str, device: str, 
     side = FIRST_SIDE
     while True:
         tried = scaled(shape, side)
-        found.append(_one_edit(_scaled_step(hidden.step, key, shape, tried), tried, dtype, device))
+        few = _scaled_few(hidden.few, shape, tried)
+        made = _Trial(_scaled_step(hidden.step, key, shape, tried), tried, dtype, device, few)
+        found.append(_one_edit(made))
         if tried == shape or found[-1].seconds * 8 > PATIENCE_SECONDS:
             break
         side *= 2
     return _carried_on(found, shape, decomposes=decomposes(hidden.step.method))
+
+
+@cache
+def bytes_on_trial(
+    factorisation: Factorisation, shape: Shape, dtype: str, device: str, tokens: int | None = None
+) -> float:
+    """The most bytes that a search of ranks holds at once of a matrix of this shape: what it decomposes by a
+    factorisation, and the factors that it tries. Measured on a smaller one: all that counts grows as its numbers do.
+    tokens: see `measured_edit`.
+    """
+    import torch
+
+    from harness_ext.search.factorisations import STATISTICS, decomposed
+
+    tried = scaled(shape, 2 * FIRST_SIDE)
+    few = _scaled_few(tokens, shape, tried) if tokens is not None and tokens < min(shape) else None
+    weight, learned = _weight(tried, dtype, device), _gathered(STATISTICS[factorisation], tried, device, few)
+    largest = max(1, square(tried) // sum(tried))
+
+    def work() -> None:
+        read = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
+        made = decomposed(read, factorisation, learned)
+        # Held together, as in the search.
+        factors = [factor.to(read) for factor in made.serving(largest)]
+        del factors
+
+    return live_bytes(work) * square(shape) / square(tried)
 
 
 def decomposes(name: str) -> bool:
@@ -150,22 +197,25 @@ def _scaled_step(step: Step, key: str, shape: Shape, tried: Shape) -> Step:
     return step.model_copy(update={"keep": keep})
 
 
-def _one_edit(step: Step, shape: Shape, dtype: str, device: str) -> _Measured:
+def _scaled_few(few: int | None, shape: Shape, tried: Shape) -> int | None:
+    """As many tokens in proportion to the smaller side."""
+    return None if few is None else max(1, round(few * min(tried) / min(shape)))
+
+
+def _one_edit(trial: _Trial) -> _Measured:
     """The median of some, after one that makes things ready; then the bytes."""
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < MOST_ATTEMPTS and sum(seconds[1:]) < MEASURED_SECONDS):
-        seconds.append(_of_fresh(step, shape, dtype, device, lambda work: _seconds_of(work, device)))
-    return _Measured(shape, median(seconds[1:]), int(_of_fresh(step, shape, dtype, device, live_bytes)))
+        seconds.append(_of_fresh(trial, lambda work: _seconds_of(work, trial.device)))
+    return _Measured(trial.shape, median(seconds[1:]), int(_of_fresh(trial, live_bytes)))
 
 
-def _of_fresh(
-    step: Step, shape: Shape, dtype: str, device: str, measure: Callable[[Callable[[], object]], float]
-) -> float:
+def _of_fresh(trial: _Trial, measure: Callable[[Callable[[], object]], float]) -> float:
     """What a measure says of the edit of a fresh matrix."""
-    statistics = _statistics(step, shape, device)
+    statistics = _statistics(trial)
     with TemporaryDirectory() as scratch:
-        context = _context(step, _weight(shape, dtype, device), Path(scratch))
-        return measure(lambda: _edited(context, shape, statistics))
+        context = _context(trial.step, _weight(trial.shape, trial.dtype, trial.device), Path(scratch))
+        return measure(lambda: _edited(context, trial.shape, statistics))
 
 
 def _edited(context: StepContext, shape: Shape, statistics: Mapping[str, Tensor]) -> None:
@@ -225,10 +275,11 @@ def _weight(shape: Shape, dtype: str, device: str) -> Tensor:
     return value.to(dtype=getattr(torch, dtype), device=usable_device("--device", device))
 
 
-def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
+def _statistics(trial: _Trial) -> dict[str, Tensor]:
     """Statistics of random documents, such as the step's method asks for."""
     import torch
 
+    step, shape, device = trial.step, trial.shape, trial.device
     names = method_of(step).statistics
     rank = min(shape)
     found: dict[str, Tensor] = {}
@@ -239,8 +290,8 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
     for name in sorted(names & MASKED):
         found[name] = torch.arange(shape[1]) < 0.8 * shape[1]
     for name in sorted(names & PRIMED):
-        # The whole of it is truncated then, which takes a little longer than a part.
-        found[name] = torch.zeros(1, 1, dtype=torch.bool)
+        # By columns: the second moment of the others is a further matrix, which units by rows do not need.
+        found[name] = (torch.arange(shape[1]) < prime_count(shape[1], step.parameters["prime"]))[None]
     if names & TRAINED:
         found |= {"trained_left": torch.randn(shape[0], rank), "trained_right": torch.randn(rank, shape[1])}
     if names & SHARED:
@@ -249,16 +300,27 @@ def _statistics(step: Step, shape: Shape, device: str) -> dict[str, Tensor]:
     if names & HEALED:
         left, right = torch.randn(shape[0], rank), torch.randn(rank, shape[1])
         found |= {"healed_left": left, "healed_right": right, "healed_adds": torch.tensor(False)}
+    return {name: value.to(device) for name, value in found.items()} | _gathered(names, shape, device, trial.few)
+
+
+def _gathered(names: frozenset[str], shape: Shape, device: str, few: int | None) -> dict[str, Tensor]:
+    """Of these, what is gathered of random documents. few: see `_Trial`."""
+    import torch
+
+    found: dict[str, Tensor] = {}
     for item in statistics_among(names):
         if item.needs_components:
-            found[item.name] = torch.randn(rank)
+            found[item.name] = torch.randn(min(shape))
             continue
         statistic: Any = item.make()
-        update(statistic, item, *activations(shape, _DOCUMENTS, 8, device))
+        # Documents are compared with one another, so that there are always some.
+        update(statistic, item, *activations(shape, _DOCUMENTS, 8 if few is None else -(-few // _DOCUMENTS), device))
         value = statistic.result()
-        # A moment of so few tokens has no full rank.
-        found[item.name] = value + 0.1 * torch.eye(shape[1]).to(value) if value.shape == (shape[1],) * 2 else value
-    return {name: value.to(device) for name, value in found.items()}
+        if few is None and value.shape == (shape[1],) * 2:
+            # A moment of so few tokens has no full rank.
+            value = value + 0.1 * torch.eye(shape[1]).to(value)
+        found[item.name] = value.to(device)
+    return found
 
 
 def activations(shape: Shape, documents: int, tokens: int, device: str) -> tuple[Tensor, Tensor]:
@@ -345,10 +407,11 @@ def live_bytes(work: Callable[[], object]) -> int:
 
 def _workspace(function: str, given: Sequence[Any]) -> int:
     """Bytes that LAPACK works in during a decomposition, by the least that its documentation asks for: `syevd` with
-    vectors `1 + 6 n + 2 n^2` numbers, `gesdd` of the first vectors `4 k^2 + 7 k`, k the smaller side.
+    vectors `1 + 6 n + 2 n^2` numbers, `gesdd` of the first vectors `4 k^2 + 7 k`, k the smaller side, and the copy of
+    the matrix that it destroys.
     """
     if not function.startswith(("aten._linalg_eigh", "aten._linalg_svd")):
         return 0
     side = min(given[0].shape[-2:])
-    numbers = 1 + 6 * side + 2 * side**2 if "eigh" in function else 7 * side + 4 * side**2
+    numbers = 1 + 6 * side + 2 * side**2 if "eigh" in function else 7 * side + 4 * side**2 + given[0].numel()
     return int(numbers * given[0].element_size())

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from harness_ext.editing.plan import TOKENS, plan
-from harness_ext.editing.plan_measurement import MeasuredEdit, _carried_on, _Measured, live_bytes, measured_edit
+from harness_ext.editing.plan_measurement import (
+    MeasuredEdit,
+    _carried_on,
+    _Measured,
+    bytes_on_trial,
+    live_bytes,
+    measured_edit,
+)
+from harness_ext.editing.plan_memory import Held, held_of
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
 from harness_ext.model.checkpoint import read_checkpoint
@@ -50,7 +59,8 @@ def test_live_bytes_have_what_a_decomposition_works_in() -> None:
     assert live_bytes(lambda: torch.linalg.eigh(square)) == 8 * (100**2 + 100 + 2 * 100**2 + 6 * 100 + 1)
     tall = torch.ones(200, 50)
     held = live_bytes(lambda: torch.linalg.svd(tall, full_matrices=False))
-    assert held >= 4 * (200 * 50 + 50 + 50**2 + 4 * 50**2 + 7 * 50)
+    # The copy that it destroys is as large as the matrix.
+    assert held >= 4 * (2 * 200 * 50 + 50 + 50**2 + 4 * 50**2 + 7 * 50)
 
 
 def test_time_is_carried_on_by_square_and_cube() -> None:
@@ -94,6 +104,59 @@ def test_an_edit_of_a_step_is_measured_on_its_own_shape() -> None:
     small = measured_edit(step, "x.weight", (48, 80), "float32", "cpu")
     assert small.exact and small.bytes > 4 * 48 * 80
     assert registered_methods()[step.method].takes_keep
+
+
+def test_an_edit_by_few_tokens_completes_its_directions() -> None:
+    step = parse_recipe("svd-llm:calibration.task=int_mult").steps[0]
+    enough, few = (measured_edit(step, "x.weight", (48, 80), "float32", "cpu", tokens) for tokens in (48, 5))
+    assert enough == measured_edit(step, "x.weight", (48, 80), "float32", "cpu")
+    # What is left of the matrix, in fp64, and its decomposition.
+    assert few.bytes > enough.bytes + 2 * 8 * 48 * 80
+
+
+def test_prime_units_take_a_moment_of_the_others() -> None:
+    steps = [parse_recipe(f"sola:calibration.task=int_mult,prime={prime}").steps[0] for prime in (0.0, 0.15)]
+    none, some = (measured_edit(step, "x.weight", (24, 240), "float32", "cpu").bytes for step in steps)
+    # 36 of 240 units are prime.
+    assert some > none + 8 * 204**2 / 2
+
+
+def test_a_search_of_ranks_holds_a_whole_decomposition() -> None:
+    shape = (96, 384)
+    held = bytes_on_trial("activation_aware_svd", shape, "float32", "cpu")
+    # In fp64: the matrix, with its columns scaled, and what gesdd makes and works in.
+    assert held > 8 * (4 * 96 * 384 + 5 * 96**2)
+    assert bytes_on_trial("activation_aware_svd", (960, 3840), "float32", "cpu") > 20 * held
+
+
+def held(make_model, specification: str, **changes) -> Held:
+    """What the first step of a recipe holds, of a plan with these changes."""
+    planned = replace(plan(parse_recipe(specification), read_checkpoint(str(make_model("llama")))), **changes)
+    return held_of(planned, 0, planned.recipe.steps[0])
+
+
+def test_layers_that_share_a_factor_wait_for_each_other(make_model) -> None:
+    asked = "basis-sharing:calibration.task=int_mult,layers_in_group"
+    one, two = (held(make_model, f"{asked}={count}") for count in (1, 2))
+    # Queries, keys, values, gates and ups of the first layer, whose inputs are of the model's width.
+    assert two.kept - one.kept == 5 * 8 * 24**2 and two.learning == one.learning
+
+
+def test_factors_come_on_top_where_a_checkpoint_is_mapped(make_model) -> None:
+    planned = plan(parse_recipe("svd:factored=true"), read_checkpoint(str(make_model("llama"))))
+    factors = sum(4 * item.parameters_after for item in planned.matrices if not item.stays_dense)
+    assert factors > 0
+    assert held(make_model, "svd:factored=true") == (factors, 0)
+    assert held(make_model, "svd:factored=true", device="cuda") == held(make_model, "svd") == (0, 0)
+    learns = "svd-llm:calibration.task=int_mult"
+    assert held(make_model, f"{learns},factored=true").kept > held(make_model, learns).kept
+
+
+def test_a_search_that_tries_plans_keeps_factors_and_makes_all_edits(make_model) -> None:
+    plans, none = (held(make_model, f"lems:calibration.task=int_mult,param_fraction={share}") for share in (0.8, 1.0))
+    planned = plan(parse_recipe("lems"), read_checkpoint(str(make_model("llama"))))
+    whole = sum(4 * item.parameters_before for item in planned.matrices)
+    assert plans.kept - none.kept == whole and plans.learning >= whole
 
 
 def test_matrices_that_are_alike_are_one_group(make_model) -> None:
