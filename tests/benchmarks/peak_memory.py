@@ -1,5 +1,5 @@
 """Load a model, then apply and undo one recipe after another; prints the resident memory after loading and its peak
-during each recipe, in MiB, as JSON (Linux).
+during each recipe, in MiB, and how many tokens a document has, as JSON (Linux).
 
     python peak_memory.py MODEL RECIPE...
 
@@ -40,9 +40,12 @@ def main(model: str, recipes: list[str]) -> None:
         parse_recipe("asvd:layers=[0],matrices=[k_proj],calibration.task=int_mult,calibration.samples=2"),
         documents_of_named_tasks,
     )
+    assert lm.applied is not None
+    learned = [document for _, drawn in lm.applied.calibration for document in drawn.documents]
+    tokens = sum(len(lm.tok_encode(one.context + one.answer)) for one in learned) / len(learned)
     lm.undo()
     settle()
-    print("PEAK " + json.dumps({"loaded": resident_mib("VmRSS")}), flush=True)
+    print("PEAK " + json.dumps({"loaded": resident_mib("VmRSS"), "tokens": tokens}), flush=True)
     for recipe in recipes:
         settle()
         Path("/proc/self/clear_refs").write_text("5")
