@@ -152,7 +152,7 @@ def _sizes(planned: Plan) -> Iterable[str]:
         yield f"  shared      {_matrices(shared)} by several layers, each edited once for all of them"
     if beside := _cut_beside(planned):
         yield f"  beside      {_matrices(beside)} lose the rows or columns that belong to those taken away"
-    at_most = "at most " if any(item.rank_after is None for item in planned.matrices) else ""
+    at_most = "at most " if planned.is_upper_bound else ""
     yield (
         f"  parameters  {_change(planned.parameters, planned.parameters_after, at_most)}"
         f" ({planned.parameters_after / planned.parameters:.1%}), {_stored(planned.recipe)}"

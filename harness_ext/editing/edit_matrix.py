@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.context import StepContext
 from harness_ext.calibration.sinks import SeenTokens
+from harness_ext.editing.left_before import counted_left, places_left, rank_left
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
@@ -95,25 +96,29 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     shift = _shift(weights, matrix, edit)
     if shift is not None:
         weights.shift_bias(matrix, shift)
-    change = _change(weight, weights.values(matrix))
+    values = weights.values(matrix)
+    change = _change(weight, values)
     after = weights.digest_soon(matrix.parameter, matrix.expert)
     described = method_of(step)
     seen = SeenTokens.of(statistics)
     left = _left_by(context, matrix, edit) if isinstance(edit, ComponentEdit) else {}
     cut = _fewer(matrix, edit, left) if isinstance(edit, ComponentEdit) else {}
-    biased = isinstance(edit, ComponentEdit) and edit.bias is not None and cut.get("rows_kept") is not None
+    rank = rank_left(values, min([edit.rank, *cut.values()]), context.ranks.get(matrix.key), weights.dtype_of(matrix))
+    numbers = (
+        _held(context, matrix, edit, cut, rank)
+        if isinstance(edit, ComponentEdit)
+        else _held_by(context, matrix, edit, stored, rank)
+    )
     record = _record(
         context,
         matrix,
         change,
         before,
         started,
-        rank_after=min([edit.rank, *cut.values()]),
+        rank_after=rank,
         bias_shift=shift is not None,
-        parameters_before=matrix.shape[0] * (matrix.shape[1] + biased),
-        parameters_after=_held(matrix, cut, biased)
-        if isinstance(edit, ComponentEdit)
-        else _parameters_after(step, matrix, edit, stored),
+        parameters_before=numbers.before,
+        parameters_after=numbers.after,
         fallback=edit.fallback or context.model.decomposer.fallback_of(weight),
         decomposition=edit.decomposition or (SVD if _is_decomposed(described) else None),
         excess_error=edit.excess_error,
@@ -158,16 +163,18 @@ def _left_by(context: StepContext, matrix: Matrix, edit: ComponentEdit | MatrixB
     """Which rows, and columns, are left of a matrix as it was written, bool, by the names of a record; of either only
     where some are lost: by this edit, or by an earlier one where they still hold zeros alone.
     """
-    weights = context.model.weights
-    values, bias = weights.values(matrix), weights.bias_of(matrix)
-    rows = values.any(1) if bias is None else values.any(1) | bias.ne(0).to(values.device)
-    filled = {"rows_kept": rows, "columns_kept": values.any(0)}
-    found = {name: left | filled[name].cpu() for name, left in context.left.get(matrix.key, {}).items()}
+    found = _still_left(context, matrix)
     for name, count, full in _told(matrix, edit):
         if edit.kept is not None and count is not None and count < full:
             own = edit.kept.cpu()
             found[name] = found[name] & own if name in found else own
     return {name: left for name, left in found.items() if not bool(left.all())}
+
+
+def _still_left(context: StepContext, matrix: Matrix) -> dict[str, Tensor]:
+    """Which rows and columns are left of a matrix of those that earlier steps took some of."""
+    weights, before = context.model.weights, context.left.get(matrix.key, {})
+    return places_left(weights.values(matrix), weights.bias_of(matrix), before) if before else {}
 
 
 def _told(matrix: Matrix, edit: ComponentEdit | MatrixBeside) -> list[tuple[str, int | None, int]]:
@@ -187,10 +194,25 @@ def _of_step(matrix: Matrix, edit: ComponentEdit, cut: Mapping[str, int]) -> dic
     return {} if own is None or own == cut["columns_kept"] else {"columns_of_step": own}
 
 
-def _held(matrix: Matrix, cut: Mapping[str, int], biased: bool) -> int:
-    """The numbers of the rows and columns that are left, with those of the bias where rows take that along."""
+class _CountedNumbers(NamedTuple):
+    """What a matrix holds before and after all edits so far, in numbers; with its bias where rows take that along."""
+
+    before: int
+    after: int
+
+
+def _held(
+    context: StepContext, matrix: Matrix, edit: ComponentEdit | MatrixBeside, cut: Mapping[str, int], rank: int
+) -> _CountedNumbers:
+    """Of the edit of a component: the rows and columns that are left, as factors where an earlier step left the matrix
+    at a rank at which that is smaller.
+    """
     rows, columns = matrix.shape
-    return cut.get("rows_kept", rows) * (cut.get("columns_kept", columns) + biased)
+    shape = cut.get("rows_kept", rows), cut.get("columns_kept", columns)
+    biased = edit.bias is not None and "rows_kept" in cut
+    return _CountedNumbers(
+        rows * (columns + biased), stored_parameters(shape, rank, counted_as(context.step)) + shape[0] * biased
+    )
 
 
 def _shift(weights: Weights, matrix: Matrix, edit: AnyEdit) -> Tensor | None:
@@ -222,20 +244,23 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
     shift = edit.bias - bias if edit.bias is not None and bias is not None else None
     if shift is not None and bool(shift.any()):
         weights.shift_bias(matrix, shift)
-    change = _change(weight, weights.values(matrix))
+    written = weights.values(matrix)
+    change = _change(weight, written)
     left = _left_by(context, matrix, edit)
     cut = _fewer(matrix, edit, left)
-    biased = edit.bias is not None and "rows_kept" in cut
+    full = min(cut.get("rows_kept", rows), cut.get("columns_kept", columns))
+    rank = rank_left(written, full, context.ranks.get(matrix.key), weights.dtype_of(matrix))
+    numbers = _held(context, matrix, edit, cut, rank)
     record = _record(
         context,
         matrix,
         change,
         before,
         started,
-        rank_after=min(cut.get("rows_kept", rows), cut.get("columns_kept", columns)),
+        rank_after=rank,
         bias_shift=shift is not None and bool(shift.any()),
-        parameters_before=rows * (columns + biased),
-        parameters_after=_held(matrix, cut, biased),
+        parameters_before=numbers.before,
+        parameters_after=numbers.after,
         **cut,
     )
     return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert), left=left)
@@ -308,14 +333,19 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
     return DENSE
 
 
-def _parameters_after(step: Step, matrix: Matrix, edit: AnyEdit, stored: str) -> int:
-    """The numbers that an edited matrix holds: as factors where that is smaller, and as it is in a factored step."""
-    dense = matrix.shape[0] * matrix.shape[1]
+def _held_by(context: StepContext, matrix: Matrix, edit: Edit | DenseEdit, stored: str, rank: int) -> _CountedNumbers:
+    """Of the edit of a single matrix: as factors where that is smaller, and as it is in a factored step; without the
+    rows and columns that earlier steps took away.
+    """
+    step, (rows, columns) = context.step, matrix.shape
     if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
-        return edit.numbers
-    if step.factored and stored == DENSE:
-        return dense
-    return stored_parameters(matrix.shape, edit.rank, counted_as(step))
+        return _CountedNumbers(rows * columns, edit.numbers)
+    if stored == FACTORS:
+        return _CountedNumbers(rows * columns, stored_parameters(matrix.shape, edit.rank, counted_as(step)))
+    shape = counted_left(_still_left(context, matrix), matrix.shape)
+    biased = shape[0] < rows and context.model.weights.bias_of(matrix) is not None
+    after = shape[0] * shape[1] if step.factored else stored_parameters(shape, rank, counted_as(step))
+    return _CountedNumbers(rows * (columns + biased), after + shape[0] * biased)
 
 
 def _noting(keep: Keep | None) -> NotedKeep | None:

@@ -193,7 +193,7 @@ def _apply_search(context: StepContext, recipe: Recipe, documents: DrawDocuments
         outcome = run_search(context, matrices, labelled)
     applied.searches.append(outcome.record)
     for chosen in outcome.steps:
-        found = replace(context, step=chosen, left=_left(applied))
+        found = replace(context, step=chosen, ranks=_ranks(applied), left=_left(applied))
         _apply_edits(found, recipe, _documents(found, documents, applied), applied)
     outcome.measured()
     record = outcome.record

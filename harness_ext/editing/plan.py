@@ -11,12 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.editing.plan_components import Place, place_of
-from harness_ext.editing.plan_matrices import PlannedMatrix, SharedFactor, layout_of, planned_in_layout, torch_name
+from harness_ext.editing.plan_matrices import PlannedMatrix, layout_of, planned_in_layout, torch_name
+from harness_ext.editing.plan_sizes import Saved, saved_by
 from harness_ext.editing.records import standing
 from harness_ext.errors import BudgetTooSmall, UserError
 from harness_ext.methods.search_registry import planned_trials
@@ -157,14 +157,29 @@ class Plan:
         return [PlannedGroup(*kind, count) for kind, count in counts.items()]
 
     @property
+    def is_upper_bound(self) -> bool:
+        """Whether the sizes afterwards may come out smaller: where ranks are not known yet, and where two steps edit a
+        matrix, of which the later gives nothing back that the earlier one left out.
+        """
+        touched = {
+            (place, item.step)
+            for item in self.matrices
+            if item.method != HEAL
+            for place in (_place(item), *(place for place, _ in item.lost))
+        }
+        return any(item.rank_after is None for item in self.matrices) or len({place for place, _ in touched}) < len(
+            touched
+        )
+
+    @property
     def parameters_after(self) -> int:
-        """Parameters of the whole model after the recipe, at most where ranks are not known yet."""
+        """Parameters of the whole model after the recipe; at most, where `is_upper_bound` says so."""
         saved = sum(one.numbers for one in self._saved())
         return self.parameters - saved - sum(numbers for numbers, _ in self._saved_by_budgets())
 
     @property
     def bytes_after(self) -> int:
-        """Bytes of the whole model after the recipe, in the stored dtypes, at most where ranks are not known yet."""
+        """Bytes of the whole model after the recipe, in the stored dtypes; at most as `parameters_after`."""
         saved = sum(one.numbers * one.element_bytes for one in self._saved())
         return self.stored_bytes - saved - sum(numbers * width for numbers, width in self._saved_by_budgets())
 
@@ -180,47 +195,8 @@ class Plan:
                 whole = sum(item.parameters_before for item in own)
                 yield whole - math.floor(search.param_fraction * whole + 1e-6), min(item.element_bytes for item in own)
 
-    def _saved(self) -> list[_Saved]:
-        """What each edit that no later one overwrote saves, of a component in each of its matrices.
-
-        Units that an earlier step took away stay away: of two steps the larger share counts, as if one took what the
-        other did; which units go, only the run tells, and if they are others, it leaves fewer numbers. Of heads and of
-        the dimensions of each head both go.
-        """
-        made: list[_Saved] = []
-        away: dict[Place, dict[bool, Fraction]] = {}
-        for item in self.matrices:
-            if not item.lost:
-                saved = item.parameters_before - item.parameters_after
-                made.append(_Saved(_place(item), saved, item.element_bytes, item.basis))
-            for place, lost in item.lost:
-                shares = away.setdefault(place, {})
-                share = Fraction(lost.numbers, lost.of)
-                shares[item.takes_units] = max(share, shares.get(True, share)) if item.takes_units else share
-                left = math.prod(1 - share for share in shares.values())
-                made.append(_Saved(place, lost.of - round(left * lost.of), item.element_bytes))
-        last = standing(made, lambda one: one.place)
-        return [*last, *_left_over(last)]
-
-
-class _Saved(NamedTuple):
-    place: Place
-    numbers: int
-    element_bytes: int
-    basis: SharedFactor | None = None
-
-
-def _left_over(last: Sequence[_Saved]) -> Iterator[_Saved]:
-    """What is not saved after all: every factor of which the matrix that counts it was edited again, and another that
-    has it was not.
-    """
-    using: dict[SharedFactor, list[_Saved]] = {}
-    for one in last:
-        if one.basis is not None:
-            using.setdefault(one.basis, []).append(one)
-    for basis, own in using.items():
-        if all(one.place != basis.first for one in own):
-            yield own[0]._replace(numbers=-basis.size)
+    def _saved(self) -> list[Saved]:
+        return saved_by(self.recipe, self.matrices)
 
 
 def _place(item: PlannedMatrix) -> Place:

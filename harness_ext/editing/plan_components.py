@@ -18,12 +18,13 @@ Place = tuple[str, str | None]
 
 class Lost(NamedTuple):
     """Numbers that a matrix loses, of how many; those of its bias among both where rows take that along. is_sure:
-    whether they are known before the recipe runs.
+    whether they are known before the recipe runs. by_row: whether rows go, and not columns.
     """
 
     numbers: int
     of: int
     is_sure: bool = True
+    by_row: bool = False
 
 
 def place_of(matrix: Matrix) -> Place:
@@ -53,7 +54,10 @@ def taken_by_masks(
             numbers[place_of(one)] = one.shape[0] * (one.shape[1] + (one.bias in loaded.tensors))
         units_gone, count = gone[matrix.key], units.counts[matrix.key]
         sure = matrix.key in by_itself
-        found[matrix.key] = {place: Lost(units_gone * (own // count), own, sure) for place, own in numbers.items()}
+        found[matrix.key] = {
+            place: Lost(units_gone * (own // count), own, sure, by_row=place != place_of(matrix))
+            for place, own in numbers.items()
+        }
     return found
 
 
@@ -93,7 +97,7 @@ def _lost_by_component(step: Step, matrix: Matrix, layout: Layout, loaded: Check
 
     def rows_of(one: Matrix, role: str) -> Lost:
         row = one.shape[1] + (one.bias in loaded.tensors)
-        return Lost(row * lost(role, one.shape[0]), row * one.shape[0])
+        return Lost(row * lost(role, one.shape[0]), row * one.shape[0], by_row=True)
 
     feeders, (rows, columns) = feeders_of(layout, matrix, kind), matrix.shape
     own = place_of(matrix)

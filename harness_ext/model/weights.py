@@ -138,6 +138,10 @@ class Weights:
             return low_rank.product_of(matrix.rows, matrix.columns, _computed_in(stored))
         return values_of(stored, matrix)
 
+    def dtype_of(self, matrix: Matrix) -> torch.dtype:
+        """The dtype that the matrix is stored in."""
+        return self._stored(matrix.parameter).dtype
+
     def original(self, matrix: Matrix) -> Tensor:
         """The matrix as it was before all edits, as `values` gives it."""
         from safetensors.torch import load_file

@@ -97,6 +97,61 @@ def test_units_that_either_of_two_steps_takes_are_counted_once(make_lm: Any, fam
     assert lm.weights.digest() == digest
 
 
+def held(lm: Any) -> int:
+    """The parameters of the model, of each matrix without rows and columns of zeros, and as two factors of the rank
+    that its numbers have where that is smaller.
+    """
+    count = sliced(lm)
+    for matrix in lm.weights.layout.matrices:
+        value = lm.weights.values(matrix)
+        value = value[value.any(1)][:, value.any(0)].double()
+        rank = int(torch.linalg.matrix_rank(value, rtol=1e-5))
+        count -= value.numel() - min(value.numel(), rank * sum(value.shape))
+    return count
+
+
+_RANKS = {"method": "truncate_svd", "matrices": ["up_proj", "gate_proj"], "keep": {"rank": 3}}
+_WIDER = {"method": "truncate_svd", "matrices": ["mlp"], "keep": {"rank": 6}}
+_HALF = {"unit_fraction": 0.5}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (_RANKS, _HALF),
+        (_HALF, _RANKS),
+        (_RANKS, _WIDER),
+        (_WIDER, _HALF, _RANKS),
+        (_RANKS, {"method": "identity", "matrices": ["mlp"]}),
+    ],
+)
+def test_a_later_step_gives_nothing_back_that_an_earlier_one_left_out(make_lm: Any, family: str, steps: Any) -> None:
+    """In whatever order, as many numbers as the matrices have that are there in the end, and a plan says no fewer."""
+    lm = make_lm(family)
+    if family == "gpt2":
+        steps = [step | {"matrices": ["up_proj"]} if step is _RANKS else step for step in steps]
+    recipe = _steps(*steps)
+    lm.apply(recipe, drawing(documents_for(lm, 6)))
+    assert lm.totals()["parameters_after"] == held(lm) < lm.totals()["parameters_before"]
+    planned = plan(recipe, read_checkpoint(lm.loaded_from))
+    assert planned.is_upper_bound and planned.parameters_after >= held(lm)
+
+
+def test_what_a_later_step_makes_of_full_rank_counts_as_such(make_lm: Any) -> None:
+    lm = make_lm("llama")
+    lm.apply(_steps(_RANKS, {"method": "magnitude", "matrices": ["mlp"], "density": 0.5}), drawing([]))
+    assert lm.totals()["parameters_after"] == lm.totals()["parameters_before"]
+
+
+def test_a_rank_stays_where_the_stored_numbers_are_rounded(make_lm: Any) -> None:
+    lm = make_lm("llama", dtype="bfloat16")
+    applied = lm.apply(_steps(_RANKS, _WIDER), drawing([]))
+    last = {record.name: record.rank_after for record in applied.records}
+    assert {rank for name, rank in last.items() if "down_proj" not in name} == {3}
+    assert {rank for name, rank in last.items() if "down_proj" in name} == {6}
+
+
 def test_a_unit_that_was_zero_before_is_no_unit_that_went(make_lm: Any) -> None:
     lm = make_lm("llama")
     first = next(matrix for matrix in lm.weights.layout.matrices if matrix.role == "up_proj")
