@@ -96,14 +96,13 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     shift = _shift(weights, matrix, edit)
     if shift is not None:
         weights.shift_bias(matrix, shift)
-    values = weights.values(matrix)
-    change = _change(weight, values)
+    change = change_of(weight, weights.values(matrix))
     after = weights.digest_soon(matrix.parameter, matrix.expert)
     described = method_of(step)
     seen = SeenTokens.of(statistics)
     left = _left_by(context, matrix, edit) if isinstance(edit, ComponentEdit) else {}
     cut = _fewer(matrix, edit, left) if isinstance(edit, ComponentEdit) else {}
-    rank = rank_left(values, min([edit.rank, *cut.values()]), context.ranks.get(matrix.key), weights.dtype_of(matrix))
+    rank = _rank_left(context, matrix, min([edit.rank, *cut.values()]))
     numbers = (
         _held(context, matrix, edit, cut, rank)
         if isinstance(edit, ComponentEdit)
@@ -169,6 +168,12 @@ def _left_by(context: StepContext, matrix: Matrix, edit: ComponentEdit | MatrixB
             own = edit.kept.cpu()
             found[name] = found[name] & own if name in found else own
     return {name: left for name, left in found.items() if not bool(left.all())}
+
+
+def _rank_left(context: StepContext, matrix: Matrix, rank: int) -> int:
+    """The rank of a matrix as it was written, by an edit of this one."""
+    weights, before = context.model.weights, context.ranks.get(matrix.key, rank)
+    return rank if before >= rank else rank_left(weights.values(matrix), rank, before, weights.dtype_of(matrix))
 
 
 def _still_left(context: StepContext, matrix: Matrix) -> dict[str, Tensor]:
@@ -244,12 +249,11 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
     shift = edit.bias - bias if edit.bias is not None and bias is not None else None
     if shift is not None and bool(shift.any()):
         weights.shift_bias(matrix, shift)
-    written = weights.values(matrix)
-    change = _change(weight, written)
+    change = change_of(weight, weights.values(matrix))
     left = _left_by(context, matrix, edit)
     cut = _fewer(matrix, edit, left)
     full = min(cut.get("rows_kept", rows), cut.get("columns_kept", columns))
-    rank = rank_left(written, full, context.ranks.get(matrix.key), weights.dtype_of(matrix))
+    rank = _rank_left(context, matrix, full)
     numbers = _held(context, matrix, edit, cut, rank)
     record = _record(
         context,
@@ -308,7 +312,7 @@ def _shift_size(shift: Tensor | None, seen: SeenTokens | None) -> float | None:
     return float(shift.double().norm()) / seen.typical_output
 
 
-def _change(weight: Tensor, after: Tensor) -> _Change:
+def change_of(weight: Tensor, after: Tensor) -> _Change:
     """One pass over both, added up in fp64 where they are, and read once; some rows at a time, since a whole copy in
     fp64 would be the largest thing in memory.
     """

@@ -12,14 +12,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def rank_left(values: Tensor, rank: int, before: int | None, dtype: torch.dtype) -> int:
+def rank_left(values: Tensor, rank: int, before: int, dtype: torch.dtype) -> int:
     """The rank of what was written, `[m, n]`: that of the edit, or the lower one that the matrix had before, where what
     lies beyond it, `sum_(i > before) s_i^2 / sum s_i^2`, is no more than rounding to the stored dtype makes.
     """
     import torch
 
-    if before is None or before >= rank:
-        return rank
     squares = torch.linalg.svdvals(values.double()).square()
     rounding = torch.finfo(dtype).eps ** 2
     return before if bool(squares[before:].sum() <= rounding * squares.sum()) else rank

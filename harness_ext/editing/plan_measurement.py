@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from harness_ext.calibration.cache import StatisticsCache
 from harness_ext.calibration.context import EditableModel, StepContext
-from harness_ext.editing.edit_matrix import edit_matrix
+from harness_ext.editing.edit_matrix import change_of, edit_matrix
 from harness_ext.errors import VariantFailed
 from harness_ext.linalg.components import Component
 from harness_ext.linalg.decompose import Decomposer
@@ -242,7 +242,10 @@ def _component_edited(context: StepContext, shape: Shape, statistics: Mapping[st
     kind = "mlp" if method.component == UNITS else method.component or ""
     component = Component(dict.fromkeys(COMPONENTS[kind].feeders, feeding), {}, heads)
     drawing = {"generator": generator_for(step.seed, matrix)} if "generator" in method.engine_arguments else {}
-    method.function(weight, **statistics, component=component, **drawing, **step.parameters)
+    edit = method.function(weight, **statistics, component=component, **drawing, **step.parameters)
+    # All of it stands while what was written is read again and compared.
+    change_of(weight, context.model.weights.values(matrix))
+    del edit
 
 
 def _context(step: Step, weight: Tensor, scratch: Path) -> StepContext:
@@ -408,8 +411,10 @@ def live_bytes(work: Callable[[], object]) -> int:
 def _workspace(function: str, given: Sequence[Any]) -> int:
     """Bytes that LAPACK works in during a decomposition, by the least that its documentation asks for: `syevd` with
     vectors `1 + 6 n + 2 n^2` numbers, `gesdd` of the first vectors `4 k^2 + 7 k`, k the smaller side, and the copy of
-    the matrix that it destroys.
+    the matrix that it destroys. A solution by a Cholesky factor is worked out in copies of both.
     """
+    if function.startswith("aten.cholesky_solve"):
+        return sum(int(value.numel() * value.element_size()) for value in given[:2])
     if not function.startswith(("aten._linalg_eigh", "aten._linalg_svd")):
         return 0
     side = min(given[0].shape[-2:])

@@ -106,6 +106,11 @@ def test_an_edit_of_a_step_is_measured_on_its_own_shape() -> None:
     assert registered_methods()[step.method].takes_keep
 
 
+def test_a_solution_by_a_cholesky_factor_is_worked_out_in_copies() -> None:
+    root, right = torch.eye(50), torch.ones(50, 20)
+    assert live_bytes(lambda: torch.cholesky_solve(right, root)) >= 4 * (2 * 50 * 20 + 50**2)
+
+
 def test_an_edit_by_few_tokens_completes_its_directions() -> None:
     step = parse_recipe("svd-llm:calibration.task=int_mult").steps[0]
     enough, few = (measured_edit(step, "x.weight", (48, 80), "float32", "cpu", tokens) for tokens in (48, 5))
