@@ -102,7 +102,9 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     seen = SeenTokens.of(statistics)
     left = _left_by(context, matrix, edit) if isinstance(edit, ComponentEdit) else {}
     cut = _fewer(matrix, edit, left) if isinstance(edit, ComponentEdit) else {}
-    rank = _rank_left(context, matrix, min([edit.rank, *cut.values()]))
+    rank = min([edit.rank, *cut.values()])
+    if described.component != "values":  # whose output matrix gets directions of its own, of size or not
+        rank = _rank_left(context, matrix, rank)
     numbers = (
         _held(context, matrix, edit, cut, rank)
         if isinstance(edit, ComponentEdit)

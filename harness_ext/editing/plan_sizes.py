@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness_ext.editing.plan_components import Place, place_of
+from harness_ext.editing.plan_components import Place, component_told, place_of
 from harness_ext.editing.records import standing
 from harness_ext.methods import registered_methods
 from harness_ext.model.size import FACTORS, stored_parameters
@@ -35,7 +35,7 @@ class Saved(NamedTuple):
 
 
 @dataclass
-class _Left:
+class _Standing:
     """What the steps so far have left of a matrix. shape, rank: as the last edit that told a rank left it; None before
     one. shares: of rows (by_row) or columns that went, of whole units and of the dimensions of each head; of the
     larger of two steps, as if one took what the other did. Which go, only the run tells; if they are others, it leaves
@@ -73,24 +73,26 @@ class _Left:
 def saved_by(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> list[Saved]:
     """What each edit that no later one overwrote saves, of a component in each of its matrices."""
     made: list[Saved] = []
-    left: dict[Place, _Left] = {}
+    left: dict[Place, _Standing] = {}
     whole: dict[Place, int] = {}
     for item in matrices:
         for place, lost in item.lost:
             whole[place] = lost.of
-            own = left.setdefault(place, _Left())
+            own = left.setdefault(place, _Standing())
             own.take(lost, item.takes_units)
+            if place == place_of(item.matrix) and component_told(recipe.steps[item.step], item.matrix) == "values":
+                own.rank = None
             made.append(Saved(place, lost.of - own.numbers(lost.of, FACTORS), item.element_bytes))
         if not item.lost:
             place = place_of(item.matrix)
-            own = left.setdefault(place, _Left())
+            own = left.setdefault(place, _Standing())
             before = whole.get(place, item.parameters_before) if own.by_row else item.parameters_before
             made.append(Saved(place, _edited(recipe, item, own, before), item.element_bytes, item.basis))
     last = standing(made, lambda one: one.place)
     return [*last, *_left_over(last)]
 
 
-def _edited(recipe: Recipe, item: PlannedMatrix, own: _Left, before: int) -> int:
+def _edited(recipe: Recipe, item: PlannedMatrix, own: _Standing, before: int) -> int:
     """What the edit of a single matrix saves of so many numbers, which is told what it leaves. A factored step keeps
     what it computes with, whatever is zero in it; a method that counts for itself, what it says.
     """
@@ -102,7 +104,7 @@ def _edited(recipe: Recipe, item: PlannedMatrix, own: _Left, before: int) -> int
     if item.numbers is not None or as_factors or (rank is None and not own.shares):
         return item.parameters_before - item.parameters_after
     if item.stays_dense:
-        return before - _Left(item.matrix.shape, min(item.matrix.shape), own.by_row, own.shares).numbers(
+        return before - _Standing(item.matrix.shape, min(item.matrix.shape), own.by_row, own.shares).numbers(
             before, item.counted_as
         )
     return before - own.numbers(before, item.counted_as)
