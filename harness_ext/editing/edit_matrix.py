@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.context import StepContext
 from harness_ext.calibration.sinks import SeenTokens
-from harness_ext.editing.left_before import counted_left, places_left, rank_left
+from harness_ext.editing.what_is_left import what_is_left
 from harness_ext.errors import VariantFailed, located
 from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
 from harness_ext.linalg.decompose import SVD, Decomposer, NotConverged
@@ -22,7 +22,7 @@ from harness_ext.model.components import feeders_of
 from harness_ext.model.digests import moved
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
-from harness_ext.model.size import PIFA, stored_parameters
+from harness_ext.model.size import PIFA
 from harness_ext.model.weights import Weights
 from harness_ext.recipe.schema import Step, counted_as, method_of
 from leaderboard.readers.receipt import DENSE, FACTORS, MatrixRecord
@@ -100,26 +100,17 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
     after = weights.digest_soon(matrix.parameter, matrix.expert)
     described = method_of(step)
     seen = SeenTokens.of(statistics)
-    left = _left_by(context, matrix, edit) if isinstance(edit, ComponentEdit) else {}
-    cut = _fewer(matrix, edit, left) if isinstance(edit, ComponentEdit) else {}
-    rank = min([edit.rank, *cut.values()])
-    if described.component != "values":  # whose output matrix gets directions of its own, of size or not
-        rank = _rank_left(context, matrix, rank)
-    numbers = (
-        _held(context, matrix, edit, cut, rank)
-        if isinstance(edit, ComponentEdit)
-        else _held_by(context, matrix, edit, stored, rank)
-    )
+    left = what_is_left(context, matrix, edit, stored)
     record = _record(
         context,
         matrix,
         change,
         before,
         started,
-        rank_after=rank,
+        rank_after=left.rank,
         bias_shift=shift is not None,
-        parameters_before=numbers.before,
-        parameters_after=numbers.after,
+        parameters_before=left.before,
+        parameters_after=left.after,
         fallback=edit.fallback or context.model.decomposer.fallback_of(weight),
         decomposition=edit.decomposition or (SVD if _is_decomposed(described) else None),
         excess_error=edit.excess_error,
@@ -127,12 +118,12 @@ def edit_matrix(context: StepContext, matrix: Matrix, statistics: Mapping[str, T
         rank_asked=keep.noted(matrix.shape) if keep is not None and isinstance(edit, Edit) else None,
         **_sharing(step, statistics),
         **_counting(step),
-        **cut,
-        **(_of_step(matrix, edit, cut) if isinstance(edit, ComponentEdit) else {}),
+        **left.counts,
+        **left.of_step,
     )
     size = None if isinstance(edit, ComponentEdit) else _shift_size(shift, seen)
     beside = _edited_beside(context, matrix, edit)
-    return EditedMatrix(record, seen, size, after, beside, described.statistics, left)
+    return EditedMatrix(record, seen, size, after, beside, described.statistics, left.places)
 
 
 def _record(
@@ -160,68 +151,6 @@ def _record(
     )
 
 
-def _left_by(context: StepContext, matrix: Matrix, edit: ComponentEdit | MatrixBeside) -> dict[str, Tensor]:
-    """Which rows, and columns, are left of a matrix as it was written, bool, by the names of a record; of either only
-    where some are lost: by this edit, or by an earlier one where they still hold zeros alone.
-    """
-    found = _still_left(context, matrix)
-    for name, count, full in _told(matrix, edit):
-        if edit.kept is not None and count is not None and count < full:
-            own = edit.kept.cpu()
-            found[name] = found[name] & own if name in found else own
-    return {name: left for name, left in found.items() if not bool(left.all())}
-
-
-def _rank_left(context: StepContext, matrix: Matrix, rank: int) -> int:
-    """The rank of a matrix as it was written, by an edit of this one."""
-    weights, before = context.model.weights, context.ranks.get(matrix.key, rank)
-    return rank if before >= rank else rank_left(weights.values(matrix), rank, before, weights.dtype_of(matrix))
-
-
-def _still_left(context: StepContext, matrix: Matrix) -> dict[str, Tensor]:
-    """Which rows and columns are left of a matrix of those that earlier steps took some of."""
-    weights, before = context.model.weights, context.left.get(matrix.key, {})
-    return places_left(weights.values(matrix), weights.bias_of(matrix), before) if before else {}
-
-
-def _told(matrix: Matrix, edit: ComponentEdit | MatrixBeside) -> list[tuple[str, int | None, int]]:
-    """How many rows and columns an edit leaves, and how many there are, by the names of a record."""
-    return list(zip(("rows_kept", "columns_kept"), (edit.rows, edit.columns), matrix.shape, strict=True))
-
-
-def _fewer(matrix: Matrix, edit: ComponentEdit | MatrixBeside, left: Mapping[str, Tensor]) -> dict[str, int]:
-    """What a record says of lost rows and columns; nothing where none are lost."""
-    counts = {name: count for name, count, full in _told(matrix, edit) if count is not None and count < full}
-    return counts | {name: int(one.sum()) for name, one in left.items()}
-
-
-def _of_step(matrix: Matrix, edit: ComponentEdit, cut: Mapping[str, int]) -> dict[str, int]:
-    """How many columns a step left by itself, where an earlier one had taken others: what its control takes by it."""
-    own = _fewer(matrix, edit, {}).get("columns_kept")
-    return {} if own is None or own == cut["columns_kept"] else {"columns_of_step": own}
-
-
-class _CountedNumbers(NamedTuple):
-    """What a matrix holds before and after all edits so far, in numbers; with its bias where rows take that along."""
-
-    before: int
-    after: int
-
-
-def _held(
-    context: StepContext, matrix: Matrix, edit: ComponentEdit | MatrixBeside, cut: Mapping[str, int], rank: int
-) -> _CountedNumbers:
-    """Of the edit of a component: the rows and columns that are left, as factors where an earlier step left the matrix
-    at a rank at which that is smaller.
-    """
-    rows, columns = matrix.shape
-    shape = cut.get("rows_kept", rows), cut.get("columns_kept", columns)
-    biased = edit.bias is not None and "rows_kept" in cut
-    return _CountedNumbers(
-        rows * (columns + biased), stored_parameters(shape, rank, counted_as(context.step)) + shape[0] * biased
-    )
-
-
 def _shift(weights: Weights, matrix: Matrix, edit: AnyEdit) -> Tensor | None:
     """By what a bias is moved, `[m]`; None where it stays."""
     shift = edit.bias_shift
@@ -245,31 +174,27 @@ def _edit_beside(context: StepContext, matrix: Matrix, edit: MatrixBeside) -> Ed
     weights = context.model.weights
     weight, bias = weights.read(matrix), weights.bias_of(matrix)
     before = weights.digest_of(matrix.parameter, matrix.expert)
-    (rows, columns), kept = matrix.shape, edit.columns if edit.columns is not None else matrix.shape[1]
-    if (edit.rows, kept) != matrix.shape:
+    columns = edit.columns if edit.columns is not None else matrix.shape[1]
+    if (edit.rows, columns) != matrix.shape:
         weights.replace(matrix, edit.values)
     shift = edit.bias - bias if edit.bias is not None and bias is not None else None
     if shift is not None and bool(shift.any()):
         weights.shift_bias(matrix, shift)
     change = change_of(weight, weights.values(matrix))
-    left = _left_by(context, matrix, edit)
-    cut = _fewer(matrix, edit, left)
-    full = min(cut.get("rows_kept", rows), cut.get("columns_kept", columns))
-    rank = _rank_left(context, matrix, full)
-    numbers = _held(context, matrix, edit, cut, rank)
+    left = what_is_left(context, matrix, edit)
     record = _record(
         context,
         matrix,
         change,
         before,
         started,
-        rank_after=rank,
+        rank_after=left.rank,
         bias_shift=shift is not None and bool(shift.any()),
-        parameters_before=numbers.before,
-        parameters_after=numbers.after,
-        **cut,
+        parameters_before=left.before,
+        parameters_after=left.after,
+        **left.counts,
     )
-    return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert), left=left)
+    return EditedMatrix(record, None, None, weights.digest_soon(matrix.parameter, matrix.expert), left=left.places)
 
 
 def _feeders(context: StepContext, matrix: Matrix) -> dict[str, Matrix]:
@@ -337,21 +262,6 @@ def _write(weights: Weights, step: Step, matrix: Matrix, edit: AnyEdit) -> str:
         return FACTORS
     weights.replace(matrix, edit.weight())
     return DENSE
-
-
-def _held_by(context: StepContext, matrix: Matrix, edit: Edit | DenseEdit, stored: str, rank: int) -> _CountedNumbers:
-    """Of the edit of a single matrix: as factors where that is smaller, and as it is in a factored step; without the
-    rows and columns that earlier steps took away.
-    """
-    step, (rows, columns) = context.step, matrix.shape
-    if isinstance(edit, Edit) and edit.numbers is not None and not step.factored:
-        return _CountedNumbers(rows * columns, edit.numbers)
-    if stored == FACTORS:
-        return _CountedNumbers(rows * columns, stored_parameters(matrix.shape, edit.rank, counted_as(step)))
-    shape = counted_left(_still_left(context, matrix), matrix.shape)
-    biased = shape[0] < rows and context.model.weights.bias_of(matrix) is not None
-    after = shape[0] * shape[1] if step.factored else stored_parameters(shape, rank, counted_as(step))
-    return _CountedNumbers(rows * (columns + biased), after + shape[0] * biased)
 
 
 def _noting(keep: Keep | None) -> NotedKeep | None:

@@ -1,7 +1,7 @@
 """How many numbers the steps of a plan save together: of every matrix what is left in the end, where several steps edit
 it.
 
-As a run counts it (`left_before`): units that an earlier step took away stay away, and a truncation leaves no higher
+As a run counts it (`what_is_left`): units that an earlier step took away stay away, and a truncation leaves no higher
 rank than there was.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness_ext.editing.plan_components import Place, component_told, place_of
 from harness_ext.editing.records import standing
 from harness_ext.methods import registered_methods
+from harness_ext.model.components import gives_directions
 from harness_ext.model.size import FACTORS, stored_parameters
 from harness_ext.recipe.schema import HEAL
 
@@ -80,7 +81,8 @@ def saved_by(recipe: Recipe, matrices: Sequence[PlannedMatrix]) -> list[Saved]:
             whole[place] = lost.of
             own = left.setdefault(place, _Standing())
             own.take(lost, item.takes_units)
-            if place == place_of(item.matrix) and component_told(recipe.steps[item.step], item.matrix) == "values":
+            told = component_told(recipe.steps[item.step], item.matrix)
+            if place == place_of(item.matrix) and gives_directions(told):
                 own.rank = None
             made.append(Saved(place, lost.of - own.numbers(lost.of, FACTORS), item.element_bytes))
         if not item.lost:

@@ -17,13 +17,15 @@ from harness_ext.model.rotation import Rotation
 class ComponentKind(NamedTuple):
     """reader: the role that a step names. feeders: the other roles; those of `optional` may be missing. what: a
     component in words. Mostly the one named reads what the others make; keys stand beside queries, and values that are
-    mixed by themselves before what reads them.
+    mixed by themselves before what reads them. gives_directions: whether the one named is written with directions of
+    its own, of size or not, so that the rank that an earlier edit left says nothing of it.
     """
 
     reader: str
     feeders: tuple[str, ...]
     optional: frozenset[str]
     what: str
+    gives_directions: bool = False
 
 
 UNITS = "units"
@@ -33,7 +35,7 @@ COMPONENTS = {
     "heads": ComponentKind("o_proj", ("q_proj", "k_proj", "v_proj"), frozenset(), "the heads of an attention"),
     "mlp": ComponentKind("down_proj", ("gate_proj", "up_proj"), frozenset({"gate_proj"}), "the MLP of a layer"),
     "scores": ComponentKind("k_proj", ("q_proj",), frozenset(), "the queries and keys of an attention"),
-    "values": ComponentKind("o_proj", ("v_proj",), frozenset(), "the values of an attention"),
+    "values": ComponentKind("o_proj", ("v_proj",), frozenset(), "the values of an attention", True),
     "unattended": ComponentKind("v_proj", ("o_proj",), frozenset(), "the values of an attention"),
 }
 
@@ -44,6 +46,11 @@ _NORMALISED = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "
 def left_of(total: int, fraction: float) -> int:
     """How many of so many units stay at a share of them: rounded down, and one at least."""
     return max(1, int(fraction * total + 1e-9))
+
+
+def gives_directions(kind: str | None) -> bool:
+    """Whether an edit of this kind of component writes the matrix that a step names with directions of its own."""
+    return kind in COMPONENTS and COMPONENTS[kind].gives_directions
 
 
 def kind_of(kind: str, matrix: Matrix) -> str:
