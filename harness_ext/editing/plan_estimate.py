@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from harness_ext.editing.plan import Plan, PlannedSearch
     from harness_ext.editing.plan_matrices import PlannedMatrix
-    from harness_ext.editing.plan_measurement import Shape
+    from harness_ext.editing.plan_trials import Shape
     from harness_ext.recipe.schema import Step
 
 # The batches by which a model is tried as a stack of layers.

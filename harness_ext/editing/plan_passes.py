@@ -12,7 +12,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.calibration.sinks import sink_tokens
-from harness_ext.editing.plan_measurement import Shape, activations, scaled, square, timed, update
+from harness_ext.editing.plan_measurement import scaled, square
+from harness_ext.editing.plan_timing import timed
+from harness_ext.editing.plan_trials import Shape, activations, update
 from harness_ext.methods.statistic_registry import RegisteredStatistic, statistics_among
 from harness_ext.model.digests import digests_of, tensor_digest
 

@@ -14,10 +14,10 @@ from harness_ext.editing.plan_measurement import (
     _carried_on,
     _Measured,
     bytes_on_trial,
-    live_bytes,
     measured_edit,
 )
 from harness_ext.editing.plan_memory import Held, held_of
+from harness_ext.editing.plan_timing import live_bytes
 from harness_ext.errors import UserError
 from harness_ext.methods import registered_methods
 from harness_ext.model.checkpoint import read_checkpoint

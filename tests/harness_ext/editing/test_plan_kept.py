@@ -16,8 +16,8 @@ import harness_ext
 from harness_ext.calibration import by_layer
 from harness_ext.calibration.given import for_given, from_pairs
 from harness_ext.demo import demo_path
-from harness_ext.editing import plan_measurement, plan_passes
-from harness_ext.editing.plan_measurement import live_bytes
+from harness_ext.editing import plan_measurement, plan_passes, plan_timing
+from harness_ext.editing.plan_timing import live_bytes
 from harness_ext.recipe.recipe import Recipe, shipped_names
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def applying(
 )
 def test_memory_is_within_a_factor_of_two(tiny: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Seconds are not looked at here.
-    monkeypatch.setattr(plan_measurement, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(plan_timing, "MEASURED_SECONDS", 0.0)
     pairs = [(" ".join(f"w{(number * step) % 40}" for step in range(1, 16)), f" w{number}") for number in range(8)]
     recipe = resolved(name, pairs)
     model = AutoModelForCausalLM.from_pretrained(tiny)
