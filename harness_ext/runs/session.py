@@ -26,6 +26,7 @@ from harness_ext.lm_eval_adapter.chat_template import ChatTemplate
 from harness_ext.lm_eval_adapter.unchanged import Unchanged
 from harness_ext.model.checkpoint import Checkpoint
 from harness_ext.model.completeness import check_headers
+from harness_ext.model.dtype_speed import advice
 from harness_ext.model.offload import is_offloaded
 from harness_ext.ranks.group import current
 from harness_ext.ranks.shared_resume import SharedResumeState
@@ -358,6 +359,8 @@ class Session:
         if self._ranks.first:
             self.spec.check_model_unchanged()
         self._seconds_loading = time.perf_counter() - started
+        if self._ranks.first and (slow := advice(next(lm.model.parameters()).dtype, lm.device)) is not None:
+            self.report.line(f"{name}: {slow}")
         if is_offloaded(lm.model):
             placed = {**arguments, "device": str(lm.device)}
             lm.files = FileEdits(placed, self.spec.model_identity, user_folders(), self.report)

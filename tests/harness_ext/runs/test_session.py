@@ -438,6 +438,22 @@ def test_weights_that_are_not_in_memory_are_told(demo_run, monkeypatch: pytest.M
     assert ran.code == 2 and "offloaded" in ran.err and "Traceback" not in ran.err
 
 
+def test_a_processor_that_is_slow_in_the_models_dtype_is_told_once(
+    demo_run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = "takes 3.0 times as long in float32"
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "harness_ext.runs.session.advice",
+        lambda *given: asked.append(tuple(map(str, given))) or f"this processor {said}",
+    )
+    ran = demo_run("--recipe", "laser", limit=4)
+    assert ran.code == 0 and ran.err.count(said) == 1
+    assert asked == [("torch.float32", "cpu")]
+    # Nothing is loaded, and nothing said, where all is there.
+    assert said not in demo_run("--recipe", "laser", limit=4).err
+
+
 @pytest.mark.slow
 def test_git_says_nothing_outside_a_repository(demo_run, tmp_path: Path) -> None:
     assert "fatal" not in demo_run("--recipe", "baseline", limit=4).err
