@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError, nearest
-from harness_ext.recipe.schema import EVALUATED, Calibration
+from harness_ext.recipe.settings import EVALUATED, Calibration
 from leaderboard.metrics import best_value
 from leaderboard.readers.same_document import DocumentText, content_digests, plain_requests, right_answer
 

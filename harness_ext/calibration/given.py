@@ -10,7 +10,8 @@ from typing import Any
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument, document_hash, with_answers_of_others
 from harness_ext.errors import UserError
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Calibration, Step, described
+from harness_ext.recipe.schema import Step, described
+from harness_ext.recipe.settings import Calibration
 from leaderboard.readers.same_document import DocumentText, content_digests, text_digests
 
 DOCUMENTS, TEXTS = "documents", "texts"

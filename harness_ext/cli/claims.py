@@ -15,7 +15,7 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_arg
 
 if TYPE_CHECKING:
     from harness_ext.recipe.recipe import Recipe
-    from harness_ext.recipe.schema import Calibration
+    from harness_ext.recipe.settings import Calibration
     from leaderboard.board.cell import Cell
     from leaderboard.board.reported import Reported
 
@@ -215,7 +215,7 @@ def _caveats_of(loaded: Recipe, recipe: str) -> str:
 
 
 def _learned_from(calibration: Calibration, task: str) -> str:
-    from harness_ext.recipe.schema import EVALUATED
+    from harness_ext.recipe.settings import EVALUATED
 
     tasks = ", ".join(task if one == EVALUATED else one for one in calibration.tasks)
     if calibration.split == "test":

@@ -29,7 +29,8 @@ from harness_ext.recipe.recipe import (
     refuse_several,
     shipped_names,
 )
-from harness_ext.recipe.schema import HEAL, Step, chooses_units, described, takes_units
+from harness_ext.recipe.schema import Step, chooses_units, described, takes_units
+from harness_ext.recipe.settings import HEAL
 from harness_ext.storage.rundir import searched_on
 from leaderboard.readers.receipt import FACTORS
 

@@ -32,7 +32,8 @@ from harness_ext.methods import Svd, registered_methods
 from harness_ext.model.components import feeders_of
 from harness_ext.model.layout import Matrix
 from harness_ext.model.seeding import generator_for
-from harness_ext.recipe.schema import Healing, method_of
+from harness_ext.recipe.schema import method_of
+from harness_ext.recipe.settings import Healing
 from harness_ext.search.policy_masks import MaskSearch, units_among
 from harness_ext.training.bases import Bases, all_bases
 from harness_ext.training.block_healing import healed_by_blocks

@@ -32,7 +32,8 @@ from harness_ext.model.layout import Matrix, inferred_note, whole_note
 from harness_ext.model.weights import Weights
 from harness_ext.progress import Progress
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import Calibration, Step, components_among
+from harness_ext.recipe.schema import Step, components_among
+from harness_ext.recipe.settings import Calibration
 from harness_ext.search.runner import run_search
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training.trainer import check_trainable

@@ -25,7 +25,8 @@ from harness_ext.model.layout import Matrix, whole_note
 from harness_ext.model.renames import as_loaded
 from harness_ext.model.size import stored_parameters
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import HEAL, search_of
+from harness_ext.recipe.schema import search_of
+from harness_ext.recipe.settings import HEAL
 
 if TYPE_CHECKING:
     from harness_ext.editing.plan_estimate import PlanEstimate

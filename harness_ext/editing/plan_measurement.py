@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness_ext.editing.plan_timing import PATIENCE_SECONDS, live_bytes, seconds_of, settled
-from harness_ext.editing.plan_trials import Shape, Trial, gathered, made_weight, of_fresh
+from harness_ext.editing.plan_trials import Shape, TrialEdit, gathered, made_weight, of_fresh
 from harness_ext.methods import registered_methods
 from harness_ext.recipe.schema import Step
 
@@ -53,7 +53,7 @@ def measured_edit(
 
 
 class _Hidden:
-    """A step for a cache that goes by its text, and few tokens (see `Trial`)."""
+    """A step for a cache that goes by its text, and few tokens (see `TrialEdit`)."""
 
     def __init__(self, step: Step, few: int | None) -> None:
         self.step, self.few = step, few
@@ -72,7 +72,7 @@ def _measured_edit(about: str, key: str, shape: Shape, dtype: str, device: str, 
     while True:
         tried = scaled(shape, side)
         few = _scaled_few(hidden.few, shape, tried)
-        made = Trial(_scaled_step(hidden.step, key, shape, tried), tried, dtype, device, few)
+        made = TrialEdit(_scaled_step(hidden.step, key, shape, tried), tried, dtype, device, few)
         found.append(_one_edit(made))
         if tried == shape or found[-1].seconds * 8 > PATIENCE_SECONDS:
             break
@@ -162,7 +162,7 @@ def _scaled_few(few: int | None, shape: Shape, tried: Shape) -> int | None:
     return None if few is None else max(1, round(few * min(tried) / min(shape)))
 
 
-def _one_edit(trial: Trial) -> _Measured:
+def _one_edit(trial: TrialEdit) -> _Measured:
     """The median of some, after one that makes things ready; then the bytes."""
 
     def seconds() -> float:

@@ -18,7 +18,7 @@ from harness_ext.editing.records import standing
 from harness_ext.methods import registered_methods
 from harness_ext.model.components import gives_directions
 from harness_ext.model.size import FACTORS, stored_parameters
-from harness_ext.recipe.schema import HEAL
+from harness_ext.recipe.settings import HEAL
 
 if TYPE_CHECKING:
     from harness_ext.editing.plan_components import Lost

@@ -37,7 +37,7 @@ _DOCUMENTS = 4
 _HEAD = 64
 
 
-class Trial(NamedTuple):
+class TrialEdit(NamedTuple):
     """An edit that is measured. few: how many tokens its statistics are of; None for enough to span all directions."""
 
     step: Step
@@ -47,7 +47,7 @@ class Trial(NamedTuple):
     few: int | None
 
 
-def of_fresh(trial: Trial, measure: Callable[[Callable[[], object]], float]) -> float:
+def of_fresh(trial: TrialEdit, measure: Callable[[Callable[[], object]], float]) -> float:
     """What a measure says of work: the edit of a fresh matrix."""
     statistics = _statistics(trial)
     with TemporaryDirectory() as scratch:
@@ -115,7 +115,7 @@ def made_weight(shape: Shape, dtype: str, device: str) -> Tensor:
     return value.to(dtype=getattr(torch, dtype), device=usable_device("--device", device))
 
 
-def _statistics(trial: Trial) -> dict[str, Tensor]:
+def _statistics(trial: TrialEdit) -> dict[str, Tensor]:
     """Statistics of random documents, such as the step's method asks for."""
     import torch
 
@@ -144,7 +144,7 @@ def _statistics(trial: Trial) -> dict[str, Tensor]:
 
 
 def gathered(names: frozenset[str], shape: Shape, device: str, few: int | None) -> dict[str, Tensor]:
-    """Of these, what is gathered of random documents. few: see `Trial`."""
+    """Of these, what is gathered of random documents. few: see `TrialEdit`."""
     import torch
 
     found: dict[str, Tensor] = {}

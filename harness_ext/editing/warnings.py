@@ -14,7 +14,8 @@ from harness_ext.editing.records import standing
 from harness_ext.methods import registered_methods
 from harness_ext.methods.correction import PULL_BACK
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import HEAL, Step
+from harness_ext.recipe.schema import Step
+from harness_ext.recipe.settings import HEAL
 from harness_ext.search.policy_masks import FIRST, LAST
 from harness_ext.search.runner import found_nothing as search_found_nothing
 from leaderboard.readers.receipt import DENSE, MatrixRecord

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness_ext.calibration.documents import PromptSettings, asked_document, document_hash, draw_documents
 from harness_ext.errors import UserError
-from harness_ext.recipe.schema import EVALUATED, Calibration
+from harness_ext.recipe.settings import EVALUATED, Calibration
 from leaderboard.readers.same_document import DocumentText, content_digests, digests_in_samples, plain_requests
 
 if TYPE_CHECKING:

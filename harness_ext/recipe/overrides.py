@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness_ext.errors import RecipeError, located
-from harness_ext.recipe.schema import HEAL, Heal, key_paths, known_methods, meant, step_model
+from harness_ext.recipe.mistakes import key_paths, meant
+from harness_ext.recipe.schema import known_methods, step_model
+from harness_ext.recipe.settings import HEAL, Heal
 from leaderboard.errors import Unreadable
 from leaderboard.readers.plain_yaml import WIDEST_PATH, parse_yaml, shown
 

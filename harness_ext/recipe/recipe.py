@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from harness_ext.errors import RecipeError, nearest
-from harness_ext.methods.budget import MEASURES
 from harness_ext.methods.search_registry import registered_searches
+from harness_ext.recipe.mistakes import sentences
 from harness_ext.recipe.other_names import called_here
 from harness_ext.recipe.overrides import (
     parse_changes,
@@ -30,24 +30,10 @@ from harness_ext.recipe.overrides import (
     split_specification,
     with_changes,
 )
-from harness_ext.recipe.schema import (
-    EVALUATED,
-    HEAL,
-    NESTED,
-    STRICT,
-    Heal,
-    Step,
-    described,
-    key_paths,
-    known_methods,
-    meant,
-    not_counted,
-    not_factored,
-    not_healed,
-    step_model,
-)
+from harness_ext.recipe.schema import Step, described, known_methods, step_model
+from harness_ext.recipe.settings import EVALUATED, HEAL, STRICT, Heal
+from harness_ext.recipe.step_rules import not_counted, not_factored, not_healed
 from leaderboard.errors import Unreadable
-from leaderboard.readers.finding_words import ANY, trouble
 from leaderboard.readers.plain_yaml import WIDEST_PATH, listed, load_yaml, mistyped, shown
 
 if TYPE_CHECKING:
@@ -59,8 +45,6 @@ SHUFFLED_LABELS = "shuffled-labels"
 _UNEDITED = frozenset({BASELINE, "unedited", "plain", "lm_eval", "lm-eval"})
 """Names that readers of a board take for the model as it is."""
 IDENTITY = "identity"
-_EXAMPLES = {"steps": f"[{{method: {ANY}}}]"}
-"""How what is no bare value is written, by key."""
 SHIPPED = Path(__file__).parent.parent / "recipes"
 LARGEST_FILE = 2**23
 """A recipe that a search found lists the documents that it was chosen on."""
@@ -258,7 +242,7 @@ def recipe_from(data: Mapping[str, Any], *, origin: str, label: str | None = Non
     try:
         header = _Header.model_validate(dict(data))
     except ValidationError as error:
-        mistakes += _sentences(error, "", _Header)
+        mistakes += sentences(error, "", _Header)
         header = None
     if header is not None and header.heal is not None:
         mistakes += [f"{key}: {trouble}" for key, trouble in mistyped(data["heal"], header.heal, HEAL)]
@@ -380,74 +364,9 @@ def _parse_step(step: Any, where: str, mistakes: list[str]) -> Step | None:
     try:
         read = model.model_validate(step)
     except ValidationError as error:
-        mistakes += _sentences(error, where, model)
+        mistakes += sentences(error, where, model)
         return None
     mistakes += [f"{where}{key}: {trouble}" for key, trouble in mistyped(step, read)]
     if read.is_search and (contradiction := registered_searches()[read.method].contradiction(read.parameters)):
         mistakes.append(f"{where}{contradiction}")
     return read
-
-
-def _nearest_to(location: Sequence[str], model: type[BaseModel]) -> str:
-    """Which key was meant by one that the model does not know."""
-    if issubclass(model, Step):
-        return meant(".".join(location), [path for path in key_paths(model) if path != "method"])
-    return nearest(location[-1], (Heal if location[0] == HEAL and len(location) > 1 else model).model_fields)
-
-
-def _sentences(error: ValidationError, where: str, model: type[BaseModel]) -> list[str]:
-    """All of pydantic's findings but those that follow from others: a list whose entries are wrong is not too short as
-    well.
-    """
-    found = _without_alternatives(error.errors())
-    inside = {item["loc"][:length] for item in found for length in range(len(item["loc"]))}
-    return [
-        _sentence(item, where, model) for item in found if not (item["type"] == "too_short" and item["loc"] in inside)
-    ]
-
-
-def _without_alternatives(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Pydantic's findings, with one of a value that may be of several kinds: it has one for each, with the kind's name
-    in its place. What is wrong inside such a value goes before its being of another kind, and a word that it might be
-    goes along.
-    """
-    grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for item in found:
-        place = next((place for place, part in enumerate(item["loc"]) if _is_kind(part)), None)
-        grouped.setdefault(item["loc"][:place], []).append(item)
-    return [one for place, items in grouped.items() for one in _the_likeliest(place, items)]
-
-
-def _is_kind(part: int | str) -> bool:
-    return part in ("str", "bool") or str(part).startswith(("constrained-", "literal[", "tuple[", "function-"))
-
-
-def _the_likeliest(place: tuple[Any, ...], items: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The findings at one place; where they are of several kinds, those inside the value, else one for all."""
-    if len(items[0]["loc"]) == len(place):
-        yield from items
-        return
-    inside = [item for item in items if len(item["loc"]) > len(place) + 1]
-    ours = [item for item in items if item["type"] == "value_error"]
-    words = [item["ctx"]["expected"] for item in items if str(item["loc"][len(place)]).startswith("literal[")]
-    for item in inside or ours or items[:1]:
-        yield {**item, "loc": (*place, *item["loc"][len(place) + 1 :]), **({"word": words[0]} if words else {})}
-
-
-def _sentence(item: Mapping[str, Any], where: str, model: type[BaseModel]) -> str:
-    """Turn one of pydantic's findings into a sentence that names the key, the trouble and the nearest known key."""
-    location = [str(part) for part in item["loc"]]
-    key = where + ".".join(location)
-    match item["type"]:
-        case "extra_forbidden":
-            return f"{shown(key)}: unknown key, {_nearest_to(location, model)}"
-        case "missing":
-            hint = f"; give one of {', '.join(MEASURES)}" if location[-1] == "keep" else ""
-            return f"{key}: is missing{hint}"
-        case "model_type" if location[-1] in NESTED or location == [HEAL]:
-            own = ", ".join(NESTED.get(location[-1], Heal).model_fields)
-            return f"{shown(key)}: holds keys of its own, {own}: write {location[-1]}.KEY=VALUE, or a mapping in a file"
-        case _:
-            told, found, value = trouble(item, _EXAMPLES).partition(" (found ")
-            word = f", or {item['word']}" if "word" in item else ""
-            return f"{shown(key)}: {told}{word}{found}{value}"

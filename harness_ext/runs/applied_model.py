@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness_ext.calibration.given import drawn_from, for_given, from_pairs, from_texts
 from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import UserError, VariantFailed
-from harness_ext.recipe.schema import EVALUATED
+from harness_ext.recipe.settings import EVALUATED
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.versions import versions
 from leaderboard.readers.receipt import FORMAT, Receipt, ReceiptModel, ReceiptTotals, ReceiptWeights

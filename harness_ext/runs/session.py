@@ -31,7 +31,8 @@ from harness_ext.model.offload import is_offloaded
 from harness_ext.ranks.group import current
 from harness_ext.ranks.shared_resume import SharedResumeState
 from harness_ext.recipe.recipe import Recipe, parse_recipe, parse_recipes
-from harness_ext.recipe.schema import Calibration, statistics_of
+from harness_ext.recipe.schema import statistics_of
+from harness_ext.recipe.settings import Calibration
 from harness_ext.runs import ran_on
 from harness_ext.runs import receipt as receipts
 from harness_ext.runs.failures import failures_of_machine, require_finite_results

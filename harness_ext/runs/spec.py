@@ -30,7 +30,7 @@ from harness_ext.lm_eval_adapter.task_loading import FreshTasks, check_known, lo
 from harness_ext.model.model_identity import ModelReader
 from harness_ext.ranks.group import current
 from harness_ext.recipe.recipe import Recipe
-from harness_ext.recipe.schema import EVALUATED
+from harness_ext.recipe.settings import EVALUATED
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.scored_places import Places, check_places, places_by_task, scored_hashes, scored_places
 from harness_ext.runs.versions import package_version, versions
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from harness_ext.calibration.documents import CalibrationSet
     from harness_ext.lm_eval_adapter.config import RunConfig
     from harness_ext.lm_eval_adapter.fresh_modules import LoadRecord
-    from harness_ext.recipe.schema import Calibration
+    from harness_ext.recipe.settings import Calibration
 
 _SETTINGS = (
     "batch_size",

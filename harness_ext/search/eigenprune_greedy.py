@@ -19,7 +19,7 @@ from harness_ext.search.removals import EditedSite, RemovalCandidate, RemovalTri
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from harness_ext.recipe.schema import SearchSettings
+    from harness_ext.recipe.settings import SearchSettings
 
 
 def greedy_search(site: EditedSite, documents: DocumentBatches, settings: SearchSettings) -> RemovalTrials:

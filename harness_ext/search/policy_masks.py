@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from harness_ext.calibration.context import StepContext
     from harness_ext.calibration.documents import LabelledDocument
     from harness_ext.model.layout import Layout, Matrix
-    from harness_ext.recipe.schema import Masking
+    from harness_ext.recipe.settings import Masking
 
 _STATE = "masks"
 _SQUARES = "input_second_moment_diagonal"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from harness_ext.editing.controls import why_not
 from harness_ext.recipe.overrides import split_specification
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.recipe.schema import EVALUATED
+from harness_ext.recipe.settings import EVALUATED
 from harness_ext.storage.rundir import safe_name
 from harness_ext.sweeps.contents import SweepContents, digest_of
 from harness_ext.sweeps.engines.base import Job

@@ -28,7 +28,7 @@ from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import VariantFailed
 from harness_ext.model.layout import Matrix
 from harness_ext.model.size import stored_parameters
-from harness_ext.recipe.schema import Healing
+from harness_ext.recipe.settings import Healing
 from harness_ext.training.override import swapped
 from harness_ext.training.trainer import KEEP_SECONDS, KEEP_SHARE, Trained, all_labels, check_trainable
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from harness_ext.model.layout import Matrix
-from harness_ext.recipe.schema import Training
+from harness_ext.recipe.settings import Training
 from harness_ext.training.bases import Bases, FactorPair
 
 if TYPE_CHECKING:

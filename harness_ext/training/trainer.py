@@ -30,7 +30,7 @@ from harness_ext.calibration.context import DocumentBatches
 from harness_ext.calibration.documents import LabelledDocument
 from harness_ext.errors import UserError, VariantFailed
 from harness_ext.model.layout import Matrix, check_not_shared
-from harness_ext.recipe.schema import Training
+from harness_ext.recipe.settings import Training
 from harness_ext.training.bases import Bases, FactorPair, bases_to_keep, ratios
 from harness_ext.training.override import swapped
 from harness_ext.training.state import State, as_tensors, from_tensors, optimizer_for

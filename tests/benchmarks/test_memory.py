@@ -20,7 +20,7 @@ from harness_ext.demo import demo_path
 from harness_ext.editing.plan import plan
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
-from harness_ext.recipe.schema import HEAL
+from harness_ext.recipe.settings import HEAL
 
 pytestmark = pytest.mark.benchmark
 

@@ -160,7 +160,7 @@ def demo_documents(tasks: Sequence[str], count: int, split: str = "train") -> tu
     from harness_ext.demo import demo_path
     from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.lm_eval_adapter.task_index import task_manager
-    from harness_ext.recipe.schema import Calibration
+    from harness_ext.recipe.settings import Calibration
 
     lm = RecipeLM(str(demo_path()), device="cpu")
     loaded = task_manager().load(list(tasks))["tasks"]

@@ -115,7 +115,7 @@ def test_open_answers_keep_both_results_of_a_document(lm):
 def test_calibration_takes_prompts_and_right_answers(file_tasks, name, split, context, answer):
     """From the training split, or out of the scored one; WinoBias teaches against the stereotype."""
     from harness_ext.calibration.documents import PromptSettings, draw_documents
-    from harness_ext.recipe.schema import Calibration
+    from harness_ext.recipe.settings import Calibration
 
     task = file_tasks[name]
     count = len(task.training_docs() if split == "train" else task.eval_docs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness_ext.calibration.contrast_pairs import contrast_set
 from harness_ext.calibration.given import drawn_from, from_pairs, from_texts
-from harness_ext.recipe.schema import Calibration
+from harness_ext.recipe.settings import Calibration
 from leaderboard.readers.same_document import DocumentText, content_digests
 
 SCORED = content_digests(DocumentText((("The capital of France is", " Paris"),), "Paris", {"id": 3}))

@@ -17,7 +17,7 @@ from harness_ext.lm_eval_adapter.backend import RecipeLM
 from harness_ext.lm_eval_adapter.fast_import import quick_imports
 from harness_ext.lm_eval_adapter.learned_documents import documents_of_named_tasks
 from harness_ext.recipe.recipe import parse_recipe, shipped_names
-from harness_ext.recipe.schema import HEAL
+from harness_ext.recipe.settings import HEAL
 
 QUICK = ("modegpt", "svd", "svd-llm")
 RECIPES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in shipped_names()]

@@ -25,7 +25,7 @@ from harness_ext.methods.unit_masks import (
     wanda_scores,
 )
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.recipe.schema import Masking
+from harness_ext.recipe.settings import Masking
 
 SEEDS = st.integers(0, 2**31)
 

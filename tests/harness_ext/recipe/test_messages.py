@@ -8,9 +8,11 @@ import pytest
 
 from harness_ext.editing.controls import check_control
 from harness_ext.errors import RecipeError, UserError, closest
+from harness_ext.recipe.mistakes import key_paths
 from harness_ext.recipe.other_names import OTHER_NAMES
 from harness_ext.recipe.recipe import parse_recipe, refuse_several, shipped_names
-from harness_ext.recipe.schema import NESTED, Heal, key_paths, known_methods, step_model
+from harness_ext.recipe.schema import known_methods, step_model
+from harness_ext.recipe.settings import NESTED, Heal
 
 
 def refused(specification: str) -> str:

@@ -14,7 +14,7 @@ from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.config import RunConfig
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
-from harness_ext.recipe.schema import Calibration
+from harness_ext.recipe.settings import Calibration
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.run_config import harness_config
 from harness_ext.runs.scored_places import Places

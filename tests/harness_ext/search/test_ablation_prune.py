@@ -382,7 +382,7 @@ def demo_documents():
     from harness_ext.demo import demo_path
     from harness_ext.lm_eval_adapter.backend import RecipeLM
     from harness_ext.lm_eval_adapter.task_index import task_manager
-    from harness_ext.recipe.schema import Calibration
+    from harness_ext.recipe.settings import Calibration
 
     tasks = task_manager().load(["int_mult"])["tasks"]
     (drawn,) = draw_documents(Calibration(task=("int_mult",), samples=24), tasks, set(), PromptSettings())

@@ -19,7 +19,7 @@ from harness_ext.errors import RecipeError
 from harness_ext.methods import Svd
 from harness_ext.methods.eigenprune import eigenprune_greedy
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.recipe.schema import SearchSettings
+from harness_ext.recipe.settings import SearchSettings
 from harness_ext.search.eigenprune_greedy import greedy_search
 from harness_ext.search.removals import EditedSite, RemovalCandidate, RemovalTrials
 

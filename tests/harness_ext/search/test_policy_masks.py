@@ -21,7 +21,7 @@ from harness_ext.errors import UserError
 from harness_ext.model.checkpoint import read_checkpoint
 from harness_ext.model.seeding import generator_named
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
-from harness_ext.recipe.schema import Masking
+from harness_ext.recipe.settings import Masking
 from harness_ext.search.policy_masks import MaskSearch, split_documents, units_among
 from harness_ext.storage.resume import ResumeState
 from tests.harness_ext.search.plain_search import documents_for, drawing

@@ -17,7 +17,7 @@ from harness_ext.editing.edit_stored import needs_a_model
 from harness_ext.editing.warnings import receipt_warnings
 from harness_ext.errors import RecipeError, UserError
 from harness_ext.recipe.recipe import parse_recipe, recipe_from
-from harness_ext.recipe.schema import Healing
+from harness_ext.recipe.settings import Healing
 from harness_ext.storage.resume import ResumeState
 from harness_ext.training import healing
 

@@ -22,7 +22,7 @@ from harness_ext.errors import RecipeError, UserError, VariantFailed
 from harness_ext.methods import Svd
 from harness_ext.methods.basis_selection import basis_selection
 from harness_ext.recipe.recipe import parse_recipe
-from harness_ext.recipe.schema import Training
+from harness_ext.recipe.settings import Training
 from harness_ext.training.bases import Bases, all_bases, bases_to_keep, ratios
 from harness_ext.training.override import swapped
 from harness_ext.training.trainer import TrainingPlan, all_labels, schedule, train
