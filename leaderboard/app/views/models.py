@@ -277,6 +277,7 @@ _STYLE = """<style>
 .best .quiet, .line .quiet { margin: 0; }
 .gain { float: right; border-radius: 5px; padding: 0 6px; font-weight: 600; }
 .line { font-size: 0.9rem; overflow-wrap: anywhere; }
+[data-testid="stPageLink-NavLink"] * { white-space: normal; overflow-wrap: anywhere; }
 </style>"""
 
 main()

@@ -20,6 +20,8 @@ HOSTILE = (
     "![x](http://example.org/x.png) <script>alert(1)</script> <img src=x onerror=alert(2)> $\\frac{1}{2}$"
     " [link](http://example.org)"
 )
+CUT_LINKS = """[...document.querySelectorAll('[data-testid="stPageLink-NavLink"] span')]
+    .filter(text => text.scrollWidth > text.clientWidth).map(text => text.innerText)"""
 PLOT = '[data-testid="stVegaLiteChart"]'
 
 
@@ -112,10 +114,14 @@ def test_nothing_sticks_out(address: str, page: Any, database: Path, width: int)
         (f"compare?a={ids['baseline']}&b={ids['laser']}", "What differs"),
         (f"flips?b={ids['laser']}", "Which documents flip"),
         ("size?model=tiny", "All points"),
+        ("", "Newest runs"),
     ):
         page.goto(f"{address}/{place}")
         page.get_by_text(ready).first.wait_for(timeout=WAIT_MS)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, place
+    settled(page)
+    assert "svd:note=" in page.get_by_text("svd:note=").first.inner_text()
+    assert page.evaluate(CUT_LINKS) == []
 
 
 def settled(page: Any) -> None:
