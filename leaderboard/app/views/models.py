@@ -173,7 +173,7 @@ def _bests(model: ModelSummary) -> str:
             f"<div style='{css('worse').partition(';')[0]}'>{MARKS['worse'].sign} breaks"
             f" {breakable(', '.join(best.breaks))}</div>"
             if best.breaks
-            else "<div class='quiet'>breaks nothing that was tested</div>"
+            else "<div class='quiet'>no task is shown to break</div>"
         )
         kept = "" if best.kind == BEATS else " <span class='quiet'>(no control run)</span>"
         parts.append(
