@@ -5,6 +5,8 @@ Notable choices:
 - Where samples are all that is missing, an incomparable cell has the difference of the two scores and an unpaired
   interval; it is in no correction.
 - NaN or infinity as a run's score makes the cell *failed* with that reason, never a number and never a missing row.
+- Weights that are the baseline's to the bit, with its score, are *same* whatever the number of documents: there is
+  nothing to test, so that the cell is in no correction either.
 - What was made on another GPU, or by another engine, is compared where `compare.hardware` allows it: that depends on
   which noise was measured, so it is asked for every board and never kept with what was judged.
 """
@@ -21,6 +23,7 @@ from leaderboard.board.further import further_scores
 from leaderboard.compare import clipping, collapse, comparability, needs, verdict_cache
 from leaderboard.compare.baselines import BaselineChoice, Baselines
 from leaderboard.compare.contents import Contents
+from leaderboard.compare.one_model import ONE_MODEL, is_one_model
 from leaderboard.compare.pairing import Subject, Terms, effect_key, pair_up
 from leaderboard.compare.verdict_cache import Judged, Key, Memory
 from leaderboard.metrics import named
@@ -265,6 +268,20 @@ def _compared(
             notes=(*before, *why),
             unpaired=found.delta is not None,
             says_nothing=_as_wide_as_the_range(score.metric, found),
+        )
+    if is_one_model(baseline.digest_after, run.digest_after, found.delta):
+        return made(
+            known,
+            **values | {"low": 0.0, "high": 0.0},
+            verdict="same",
+            n=found.documents or task.documents,
+            lost=found.lost,
+            gained=found.gained,
+            flip_rate=found.flip_rate,
+            improvement=0.0,
+            margin=found.margin,
+            notes=(*before, ONE_MODEL),
+            collapse=collapse.from_json(found.collapse),
         )
     return made(
         known,

@@ -11,8 +11,9 @@ Notable choices:
   not leave a single task for all, up to a quarter of the rows go without where the others then have more tasks in
   common (rows times tasks are most); where no task is common, as many as it takes. They are those whose tasks the
   fewest others have.
-- The baseline of a task is the unedited run that most others are compared with. Other runs of the unedited model are
-  rows without a rank, and no recipes.
+- The baseline of a task is the unedited run that most others are compared with; where these are several runs that were
+  not asked the same, its row is called by none of their names. Other runs of the unedited model are rows without a
+  rank, and no recipes. A cell may be compared with one of those: `Standings.compared_elsewhere` names it.
 - The latest run of a name speaks for it on each task.
 """
 
@@ -123,6 +124,17 @@ class Standings:
         return [*(one for row in self.rows for one in (row, *row.controls)), *self.unclaimed]
 
     @property
+    def compared_elsewhere(self) -> dict[tuple[str, str], str]:
+        """(name of a row, task) -> the baseline run of a cell that is compared with another than the baseline's row."""
+        main = {task: cell.run_id for row in self.rows if row.is_main for task, cell in row.cells.items()}
+        return {
+            (row.name, task): cell.baseline_run or ""
+            for row in self.listed(controls=True)
+            for task, cell in row.cells.items()
+            if cell.verdict in COMPARED and cell.baseline_run not in (None, main.get(task, cell.baseline_run))
+        }
+
+    @property
     def unranked(self) -> tuple[Standing, ...]:
         """The rows that have no rank."""
         return tuple(row for row in self.rows if row.rank is None)
@@ -189,13 +201,16 @@ def _main_baselines(cells: Sequence[Cell], about: Collection[str]) -> dict[str, 
 
 
 def _row(alike: Sequence[Cell]) -> Standing:
-    """One name's cells, the earliest first."""
+    """One name's cells, the earliest first; those of the baseline's row may have several names, and are called by what
+    these have in common.
+    """
     latest = {cell.task: cell for cell in alike}
     last = alike[-1]
-    recipe, settings = split_name(last.recipe, last.name)
+    name = last.name if len({cell.name for cell in latest.values()}) == 1 else last.recipe
+    recipe, settings = split_name(last.recipe, name)
     better = [cell for cell in latest.values() if cell.verdict == "better" and cell.against_controls]
     return Standing(
-        last.name,
+        name,
         recipe,
         settings,
         dict(sorted(latest.items())),

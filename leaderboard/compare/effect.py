@@ -84,10 +84,13 @@ class Comparison:
         """
         return self.bound if self.bound is not None and self.bound > margin else default
 
-    def possible(self, low: float, high: float, within: metrics.Range) -> tuple[float, float]:
-        """Limits of the difference cut to what is possible from the baseline's score."""
-        before = self.baseline.score
-        return max(low, within.low - before), min(high, within.high - before)
+    @staticmethod
+    def possible(low: float, high: float, within: metrics.Range) -> tuple[float, float]:
+        """Limits of the difference cut to what two scores can differ by. Not to what the baseline's score has room for:
+        that score is itself an estimate, and a limit that takes it for the truth covers less than it promises.
+        """
+        widest = within.high - within.low
+        return max(low, -widest), min(high, widest)
 
     def range(self, unit: bool = False) -> metrics.Range:
         """The possible scores; without limits where a score is beyond the metric's, and so of another scale."""

@@ -2,8 +2,8 @@
 
 PASS: the drop's one-sided upper limit lies below the margin, and few documents can have collapsed. FAIL: the drop is
 significant and larger than the margin, the candidate collapsed, a floor is broken, or something required is missing.
-WARN: the drop is significant, and the margin lies between it and its limit. UNDECIDED: none of these, so more documents
-are needed.
+WARN: the drop is significant, and the margin lies between it and its limit; never of a critical row. UNDECIDED: none of
+these, so more documents are needed.
 INCOMPARABLE: the two runs were not asked the same. Notable choices:
 - Significance after Holm over all rows of the gate, of both baselines and of the suites: a gate stops on any of them. A
   pass needs no correction, since all must pass.
@@ -11,9 +11,11 @@ INCOMPARABLE: the two runs were not asked the same. Notable choices:
 - A policy may name one margin for the weighted mean of its tasks (`overall`). Then a task in that mean that is not
   critical only informs: the gate can pass while it is undecided. Fifty tasks that are each to pass need three times the
   documents of one, and their mean far fewer. But it still fails the gate by a drop that is significant after Holm and
-  larger than its margin, by a broken floor, or by being required and missing. The mean itself never says WARN: what
-  decides must show that it is within the margin.
-- A run that came out as the baseline to the last bit passes, however few its documents: it is the same model.
+  larger than its margin, by a broken floor, or by being required and missing. The mean itself never says WARN, and
+  neither does what is critical: what decides must show that it is within the margin. WARN lets a loss through that is
+  sure and seems small, where one that is less sure is UNDECIDED and stops: so only what may lose a little says it.
+- A run whose weights are the baseline's to the last bit, and its score too, passes, however few its documents: it is
+  the same model.
 """
 
 from __future__ import annotations
@@ -137,9 +139,12 @@ def _by_statistics(row: GateRow, alpha: float) -> tuple[Verdict, str | None]:
         return "PASS", "worse, but by less than the margin" if harmful else None
     if harmful and row.drop > row.margin:
         return "FAIL", "worse by more than the margin"
-    if harmful and row.kind != "overall":
+    if harmful and row.kind != "overall" and not row.critical:
         return "WARN", "worse; by less than the margin as far as is seen, but it may be more"
-    return "UNDECIDED", doubt if doubt and row.drop_high < row.margin else None
+    if doubt and row.drop_high < row.margin:
+        return "UNDECIDED", doubt
+    must = harmful and row.critical
+    return "UNDECIDED", "worse; critical, so that it has to be shown to be by less than the margin" if must else None
 
 
 def _with_needs(rows: list[GateRow], alpha: float) -> list[GateRow]:

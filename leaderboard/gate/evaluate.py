@@ -17,6 +17,7 @@ from leaderboard.compare.choice_shift import compare_choices
 from leaderboard.compare.collapse import collapse_signs
 from leaderboard.compare.contents import Contents, read_contents
 from leaderboard.compare.effect import Effect
+from leaderboard.compare.one_model import is_one_model
 from leaderboard.compare.pairing import Pairing, Subject, Terms, pair_up
 from leaderboard.errors import LeaderboardError, Unreadable
 from leaderboard.gate.collapsed import failing, failing_mean
@@ -163,7 +164,7 @@ def _task_row(
         metric=metric,
         score=score.score,
         baseline_score=pairing.baseline_score,
-        identical=candidate.run_id == baseline.run_id,
+        identical=candidate.run_id == baseline.run_id or _is_one_model(baseline, candidate, pairing.effect),
     )
     base_score = gate.contents.score(baseline.run_id, name, score.metric, score.filter)
     subject = subject._replace(score=comparability.agreed(base_score, score))
@@ -178,6 +179,11 @@ def _task_row(
         notes=(*_about(row, named, name), *pairing.notes),
     )
     return replace(row, decided="FAIL", reasons=broken) if broken else row
+
+
+def _is_one_model(baseline: Run, candidate: Run, effect: Effect | None) -> bool:
+    digests = baseline.variant.digest_after, candidate.variant.digest_after
+    return effect is not None and is_one_model(*digests, effect.delta)
 
 
 def _lacking_metric(candidate: Run, name: str, entry: TaskPolicy) -> tuple[str, ...]:

@@ -123,7 +123,8 @@ def _board(
         "",
     ]
     starred = any(row.name in ranked.best.get(task, ()) for row in rows for task in tasks)
-    for sentence in (*_explained(ranked, own, starred, look), *facts(own), _about_controls(hidden, look)):
+    explained = (*_explained(ranked, own, starred, look), *_about_ranks(ranked, rows, tasks))
+    for sentence in (*explained, *_elsewhere(ranked, rows, tasks), *facts(own), _about_controls(hidden, look)):
         lines += _paragraph(sentence, look)
     told = notes(own, look.width, advised(look.database, "show", "--details"))
     return [*lines, *([""] if told else []), *told]
@@ -268,14 +269,41 @@ def _explained(ranked: Standings, cells: Sequence[Cell], starred: bool, look: Bo
     if signs:
         yield f"{signs}{best}."
     yield "Numbers: improvement over the baseline, + is good on every task; of the baseline its score."
-    ranked_rows = sum(row.rank is not None for row in ranked.rows)
-    if ranked.ranked_on and ranked_rows > 1:
-        on = f"on {counted(len(ranked.ranked_on), 'task', 'tasks')}"
-        yield (
-            f"#: place among {ranked_rows} of this model, by the mean rank {on} of what is proven; what stands below"
-            " the baseline is not worth doing. beats control: on how many of the tasks that it is better on. kept:"
-            f" {KEPT}."
+
+
+def _about_ranks(ranked: Standings, rows: Sequence[Standing], tasks: Sequence[str]) -> Iterator[str]:
+    """What a place is among, and over which tasks; or why no recipe here has one."""
+    among = sum(row.rank is not None for row in ranked.rows)
+    if not ranked.ranked_on or among < 2:
+        return
+    over, shown = counted(len(ranked.ranked_on), "task", "tasks"), len(set(ranked.ranked_on) & set(tasks))
+    recipes = [row for row in rows if row.is_recipe]
+    if recipes and all(row.rank is None for row in recipes):
+        place = f"none here, since ranks are over {over} of other recipes of this model"
+    else:
+        of_these = "" if shown == len(ranked.ranked_on) else f" ({shown} of them here)"
+        place = (
+            f"place among {among} of this model, by the mean rank on {over}{of_these} of what is proven; what stands"
+            " below the baseline is not worth doing"
         )
+    yield f"#: {place}. beats control: on how many of the tasks that it is better on. kept: {KEPT}."
+
+
+def _elsewhere(ranked: Standings, rows: Sequence[Standing], tasks: Sequence[str]) -> Iterator[str]:
+    """Which cells are compared with another run of the unedited model than the baseline's row has."""
+    found: dict[tuple[str, str], list[str]] = {}
+    here = {row.name for row in rows}
+    for (name, task), run in ranked.compared_elsewhere.items():
+        if name in here and task in tasks:
+            found.setdefault((run, task), []).append(plain(name))
+    of_run = {run: row for row in ranked.rows for run in row.run_ids if not row.is_main}
+    told = []
+    for (run, task), names in found.items():
+        row = of_run.get(run)
+        score = cell_text(row.cells[task]) if row is not None and task in row.cells else f"run {run[:8]}"
+        told.append(f"{plain(task)}, {score}: {', '.join(names)}")
+    if told:
+        yield f"Compared with another run of the unedited model than the baseline's row shows: {'; '.join(told)}."
 
 
 def _about_controls(folded: int, look: BoardLook) -> str:

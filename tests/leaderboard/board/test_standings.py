@@ -54,6 +54,54 @@ def test_runs_that_are_asked_about_stand_beside_the_baseline_that_they_were_comp
         assert f"svd {day}" in shown and f"baseline {other}" not in shown and f"svd {other}" not in shown
 
 
+def of_two_limits() -> list[Cell]:
+    """An audit of 40 documents, and a run of 150 that has one of its tasks."""
+    audit, run = {"baseline_run": "base 40"}, {"baseline_run": "base 150"}
+    return [
+        cell("baseline", "facts", "baseline", run_id="base 40", label="baseline [limit 40]"),
+        cell("baseline", "bias", "baseline", run_id="base 40", label="baseline [limit 40]"),
+        cell("baseline", "bias", "baseline", run_id="base 150", label="baseline [limit 150]"),
+        cell("baseline", "sums", "baseline", run_id="base 150", label="baseline [limit 150]"),
+        *(cell(name, task, "undecided", 0.0, **audit) for name in ("svd", "asvd") for task in ("facts", "bias")),
+        *(cell("laser", task, "undecided", 0.0, **run) for task in ("bias", "sums")),
+    ]
+
+
+def test_a_baseline_of_several_runs_has_the_name_of_none() -> None:
+    ranked = standings(of_two_limits())
+    (main,) = [row for row in ranked.rows if row.is_main]
+    assert (main.name, main.settings) == ("baseline", "")
+    assert {task: one.run_id for task, one in main.cells.items()} == {
+        "bias": "base 40", "facts": "base 40", "sums": "base 150"
+    }  # fmt: skip
+    assert [row.name for row in ranked.rows if row.is_baseline] == ["baseline", "baseline [limit 150]"]
+
+
+def test_a_cell_against_another_baseline_than_the_rows_is_told() -> None:
+    assert standings(of_two_limits()).compared_elsewhere == {("laser", "bias"): "base 150"}
+    text = " ".join(render_board(of_two_limits(), BoardLook(width=200)).split())
+    said = "Compared with another run of the unedited model than the baseline's row shows: bias, score 0.500: laser."
+    assert said in text
+    alone = [one for one in of_two_limits() if one.recipe != "laser"]
+    assert "Compared with another run" not in render_board(alone, BoardLook(width=200))
+
+
+def test_a_board_of_some_runs_says_over_which_tasks_the_places_are() -> None:
+    several = [
+        *baseline("a", "b", "c"),
+        *(cell(name, task, "undecided", 0.0) for name in ("svd", "asvd", "nsvd") for task in "abc"),
+        cell("laser", "d", "undecided", 0.0),
+        *baseline("d"),
+    ]
+
+    def told(run: str) -> str:
+        text = " ".join(render_board(several, BoardLook(width=300), shown=[f"run of {run}"]).split())
+        return text.partition("#: ")[2].partition(". beats")[0]
+
+    assert told("svd").startswith("place among 4 of this model, by the mean rank on 3 tasks of what is proven")
+    assert told("laser") == "none here, since ranks are over 3 tasks of other recipes of this model"
+
+
 def test_a_gain_that_the_control_has_too_counts_as_none() -> None:
     proved = beside(cell("eigenprune", "sums", "better", 0.1), "better")
     shown_by_noise = beside(cell("laser", "sums", "better", 0.3), "undecided")

@@ -46,8 +46,32 @@ def test_a_critical_task_has_half_the_margin(made: Any, kit: Any) -> None:
     base, laser = two(made, *kit.pair(3000, 1500, lost=60, gained=40))
     assert gated(laser, base).verdict == "PASS"
     report = gated(laser, base, tasks={"sums": {"critical": True}})
-    assert (report.verdict, row(report).margin) == ("WARN", 0.01)
+    assert (report.verdict, row(report).margin) == ("UNDECIDED", 0.01)
     assert gated(laser, base, tasks={"sums": {"margin": 0.05}}).verdict == "PASS"
+
+
+def test_a_critical_task_that_loses_more_is_never_let_through_for_being_surer(made: Any, kit: Any) -> None:
+    """A significant loss within the margin, as far as is seen, is WARN elsewhere, where a smaller one is UNDECIDED."""
+
+    def words(critical: bool) -> list[str]:
+        terms = {"sums": {"critical": critical, "margin": 0.02}}
+        return [gated(laser, base, tasks=terms).verdict for base, laser in runs]
+
+    runs = []
+    for lost in (0, 3, 4, 5, 9):
+        pair = kit.pair(300, 150, lost=lost)
+        runs.append(
+            tuple(
+                made.run(name, {"sums": task}, folder=f"{name} {lost}")
+                for name, task in zip(("baseline", "laser"), pair)
+            )
+        )
+    assert words(critical=False) == ["PASS", "UNDECIDED", "WARN", "WARN", "FAIL"]
+    assert words(critical=True) == ["PASS", "UNDECIDED", "UNDECIDED", "UNDECIDED", "FAIL"]
+    base, laser = runs[2]
+    report = gated(laser, base, tasks={"sums": {"critical": True, "margin": 0.02}})
+    assert report.exit_code == 3
+    assert row(report).reasons[-1].startswith("worse; critical, so that it has to be shown")
 
 
 @pytest.mark.slow
