@@ -196,13 +196,13 @@ def _lacking_metric(candidate: Run, name: str, entry: TaskPolicy) -> tuple[str, 
 
 
 def _paired_row(row: GateRow, effect: Effect) -> GateRow:
-    """The row with what the paired documents show."""
+    """The row with what the paired documents show; of one model there is no drop to be in doubt of."""
     return replace(
         row,
         documents=effect.count,
         drop=effect.drop,
-        drop_low=effect.drop_low,
-        drop_high=effect.drop_high,
+        drop_low=effect.drop if row.identical else effect.drop_low,
+        drop_high=effect.drop if row.identical else effect.drop_high,
         margin=effect.margin,
         p_worse=effect.p_worse,
         standard_error=effect.standard_error,

@@ -43,6 +43,7 @@ def test_they_are_the_same_and_in_no_correction(made: Any, kit: Any) -> None:
     store.connection.close()
     report = gated(nothing, base, suites={"s": {"weights": {"sums": 1}}})
     assert (report.exit_code, row(report).verdict, row(report, "s").verdict) == (0, "PASS", "PASS")
+    assert (row(report).drop_low, row(report).drop_high, row(report).change_at_worst) == (0, 0, 0)
 
 
 def test_equal_weights_that_score_otherwise_are_tested(made: Any, kit: Any) -> None:
