@@ -6,7 +6,7 @@ never filled with a middle value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
@@ -14,9 +14,9 @@ import streamlit as st
 from leaderboard.app.colours import difference_colour, word_colour
 from leaderboard.app.linked_table import RUN_BLUE
 from leaderboard.board.across_models import Line, models_of
-from leaderboard.board.cell import not_its_control
+from leaderboard.board.cell import COMPARED, not_its_control
 from leaderboard.board.layers import LayerPlace, matrix_order
-from leaderboard.terminal.format import beside_verdict, interval, plain
+from leaderboard.terminal.format import beside_verdict, counted, interval, plain
 
 SIGNS = {
     "better": "+",
@@ -186,3 +186,36 @@ def _tile(place: LayerPlace, measure: str) -> dict[str, Any]:
         "kept": kept,
         "verdicts": said,
     }
+
+
+def place_sentence(gathered: Sequence[LayerPlace], task: str) -> str:
+    """Where runs were better most often, and where worse. Nothing is said to go well or badly without a verdict."""
+    told = [place for place in gathered if place.balance is not None]
+    if not told:
+        return f"None of these runs has a verdict on {task}."
+    better = _most_often(told, lambda place: place.verdicts["better"])
+    harmful = _most_often(told, lambda place: place.harmful)
+    if not better and not harmful:
+        return f"On {task} none of these runs is better, and none worse or collapsed."
+    gains = f"runs that edit {better} were better most often" if better else "none of these runs is better"
+    harm = f"those that edit {harmful} were worse or collapsed most often" if harmful else "none is worse or collapsed"
+    return f"On {task} {gains}; {harm}."
+
+
+def _most_often(told: Sequence[LayerPlace], count: Callable[[LayerPlace], int]) -> str:
+    """The place where the largest share of the verdicts is counted, and how many share it; empty where none is."""
+    shares = [count(place) / sum(place.verdicts[word] for word in COMPARED) for place in told]
+    most = max(shares)
+    if not most:
+        return ""
+    first, *others = (place for place, share in zip(told, shares) if share == most)
+    alike = f" and {counted(len(others), 'place', 'places')} alike" if others else ""
+    return f"{_name(first)}{alike} ({_words(first)})"
+
+
+def _name(place: LayerPlace) -> str:
+    return f"{plain(place.matrix)} {'outside the layers' if place.layer is None else f'in layer {place.layer}'}"
+
+
+def _words(place: LayerPlace) -> str:
+    return ", ".join(f"{count} {word}" for word, count in sorted(place.verdicts.items()))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leaderboard.app.colours import MARKS, NEUTRAL
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import Standing, kind
+from leaderboard.board.standings import COLLAPSED, Standing, kind, proven
 from leaderboard.report.words import improvement_limits, improvement_point, improvement_text
 from leaderboard.terminal.format import counted, direction, metric_name, plain
 
 _STEP = 19
+_TOLD = 4  # tasks whose best and worst the sentence names
 _KINDS = ("better", "worse", "collapsed", "same", "undecided")
 
 
@@ -85,17 +86,46 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
     return alt.layer(*layers).properties(width=170, height=alt.Step(_STEP), title=title)
 
 
-def sentence(rows: Sequence[Standing], tasks: Sequence[str]) -> str:
-    """What the chart shows, in words."""
+def sentence(rows: Sequence[Standing], tasks: Sequence[str], best: Mapping[str, frozenset[str]]) -> str:
+    """What the chart shows, in words. best: task -> names of the rows whose gain is its largest proven one."""
     cells = [cell for task in tasks for _, cell in drawable(rows, task)]
     words = [f"{count} {word}" for word in _KINDS if (count := sum(cell.verdict == word for cell in cells))]
-    ends = sorted(cells, key=lambda cell: cell.improvement or 0.0)
-    span = (
-        ""
-        if len(ends) < 2
-        else f" Best {plain(ends[-1].name)} on {plain(ends[-1].task)} ({improvement_text(ends[-1])})."
-    )
     return (
         f"{counted(len(tasks), 'task', 'tasks')}, {counted(len(cells), 'interval', 'intervals')} of 95 %, not corrected"
-        f" for their number (the words are): {', '.join(words)}.{span} The grey band is the margin."
+        f" for their number (the words are): {', '.join(words)}."
+        f"{_ends('Best', _largest_gains(rows, tasks, best))}{_ends('Worst', _largest_losses(rows, tasks))}"
+        " The grey band is the margin."
     )
+
+
+def _largest_gains(
+    rows: Sequence[Standing], tasks: Sequence[str], best: Mapping[str, frozenset[str]]
+) -> list[list[Cell]]:
+    """Of each task that has any, the cells that bear its star. Tasks have units of their own and are never ranked."""
+    found = ([cell for row, cell in drawable(rows, task) if row.name in best.get(task, ())] for task in tasks)
+    return [cells for cells in found if cells]
+
+
+def _largest_losses(rows: Sequence[Standing], tasks: Sequence[str]) -> list[list[Cell]]:
+    """Of each task that has any, the cells of its largest proven loss: those that collapsed before all others."""
+    found = []
+    for task in tasks:
+        cells = [cell for _, cell in drawable(rows, task)]
+        least = min(map(proven, cells), default=0.0)
+        if least < 0:
+            found.append([cell for cell in cells if proven(cell) == least])
+    return found
+
+
+def _ends(word: str, by_task: Sequence[Sequence[Cell]]) -> str:
+    """` Best on sums: laser (+0.838 [+0.700, +0.900]); on bias: svd (...).`, of the first few tasks."""
+    if not by_task:
+        return ""
+    said = [f"on {plain(cells[0].task)}: {', '.join(map(_named, cells))}" for cells in by_task[:_TOLD]]
+    more = len(by_task) - len(said)
+    return f" {word} {'; '.join([*said, *([counted(more, 'task more', 'tasks more')] if more else [])])}."
+
+
+def _named(cell: Cell) -> str:
+    """A name with its improvement, of which nothing is said where the model collapsed."""
+    return f"{plain(cell.name)} ({cell.verdict if cell.verdict == COLLAPSED else improvement_text(cell)})"

@@ -153,7 +153,7 @@ def show_tabs(
             show_standings(rows, board, tasks, overview.value.runs)
     if plot.open:
         with plot:
-            show_intervals([row for row in rows if not row.is_baseline], tasks)
+            show_intervals([row for row in rows if not row.is_baseline], tasks, board.best)
     if details.open:
         with details:
             show_results(_cells(rows, tasks), overview.value.runs)
@@ -209,7 +209,7 @@ def lead_on(ticked: Sequence[Standing]) -> None:
             st.page_link(COMPARE.script, label=f"Compare these {len(ticked)}", icon=COMPARE.icon, query_params=runs)
 
 
-def show_intervals(rows: Sequence[Standing], tasks: Sequence[str]) -> None:
+def show_intervals(rows: Sequence[Standing], tasks: Sequence[str], best: Mapping[str, frozenset[str]]) -> None:
     """One plot a task, in the order of the table."""
     with_intervals = [task for task in tasks if intervals.drawable(rows, task)]
     if not with_intervals:
@@ -220,7 +220,7 @@ def show_intervals(rows: Sequence[Standing], tasks: Sequence[str]) -> None:
     shown = with_intervals[:PLOTTED]
     layout.plot(
         intervals.chart(rows, shown),
-        intervals.sentence(rows, shown),
+        intervals.sentence(rows, shown, best),
         width="content",
         title="Recipe minus baseline, 95 % interval",
         cells=_cells(rows, shown),

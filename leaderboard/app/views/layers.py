@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from leaderboard.app import data, layout, linked_table, url_state
-from leaderboard.app.charts.grid import MEASURES, place_map
+from leaderboard.app.charts.grid import MEASURES, place_map, place_sentence
 from leaderboard.app.colours import NEUTRAL, word_colour
 from leaderboard.app.download import downloads
 from leaderboard.board.cell import COMPARED, Cell
@@ -110,29 +110,10 @@ def show_map(shown: Sequence[LayerEdit], by_run: dict[str, Cell], task: str, mea
     runs = len({edit.run_id for edit in shown})
     said = (
         f"{counted(runs, 'run', 'runs')} edited {counted(len(gathered), 'place', 'places')} (a layer and a matrix)."
-        f" {_extremes(gathered, plain(task))} A place that is not drawn was not edited, or has no such number."
+        f" {place_sentence(gathered, plain(task))} A place that is not drawn was not edited, or has no such number."
     )
     layout.plot(place_map(gathered, measure), said, title=f"{measure.capitalize()} by layer and matrix")
     downloads([_place(place, task) for place in gathered], "places")
-
-
-def _extremes(gathered: Sequence[LayerPlace], task: str) -> str:
-    """Where edits went best and worst on the task."""
-    told = [place for place in gathered if place.balance is not None]
-    if not told:
-        return f"None of these runs has a verdict on {task}."
-    best, worst = max(told, key=lambda place: place.balance or 0.0), min(told, key=lambda place: place.balance or 0.0)
-    if best.balance == worst.balance:
-        return f"On {task} all places fare alike: {_words(best)}."
-    return f"On {task} edits of {_name(best)} went best ({_words(best)}), of {_name(worst)} worst ({_words(worst)})."
-
-
-def _name(place: LayerPlace) -> str:
-    return f"{plain(place.matrix)} {'outside the layers' if place.layer is None else f'in layer {place.layer}'}"
-
-
-def _words(place: LayerPlace) -> str:
-    return ", ".join(f"{count} {word}" for word, count in sorted(place.verdicts.items()))
 
 
 def _place(place: LayerPlace, task: str) -> dict[str, Any]:

@@ -105,5 +105,41 @@ def test_badges_say_what_is_the_same_and_what_is_not() -> None:
 def test_intervals_are_drawn_in_the_order_of_the_table() -> None:
     rows = [row for row in standings(CELLS).rows if not row.is_baseline]
     chart = intervals.chart(rows, ["bias", "sums"]).to_dict()
-    assert len(chart["hconcat"]) == 2 and "2 tasks, 4 intervals" in intervals.sentence(rows, ["bias", "sums"])
-    assert "Best laser on bias" in intervals.sentence(rows, ["bias", "sums"])
+    assert len(chart["hconcat"]) == 2
+
+
+def interval_sentence(cells: list[Cell], tasks: list[str]) -> str:
+    board = standings(cells)
+    return intervals.sentence([row for row in board.rows if not row.is_baseline], tasks, board.best)
+
+
+def test_the_best_of_a_task_is_proven_and_tasks_are_not_ranked() -> None:
+    said = interval_sentence(CELLS, ["bias", "sums"])
+    assert "2 tasks, 4 intervals" in said
+    assert "Best on sums: laser (+0.838 [+0.700, +0.900]). Worst on bias: laser (collapsed). The grey" in said
+
+
+def test_an_undecided_change_of_large_units_is_neither_best_nor_worst() -> None:
+    perplexity = [
+        cell("baseline", "text", "baseline"),
+        cell("svd", "text", "undecided", 3.5e7, low=9.75e6, high=1.15e7),
+        cell("laser", "text", "worse", -2e6, low=-3e6, high=-1e6),
+    ]
+    said = interval_sentence([*CELLS, *perplexity], ["bias", "sums", "text"])
+    assert "svd" not in said and "Best on sums: laser (" in said
+    assert "Worst on bias: laser (collapsed); on text: laser (\u22122.00e+06" in said
+    undecided = interval_sentence(perplexity[:2], ["text"])
+    assert "Best" not in undecided and "Worst" not in undecided
+
+
+def test_a_gain_that_a_control_may_have_too_is_not_the_best() -> None:
+    control = cell("random", "sums", "undecided", 0.0)
+    as_control = cell("laser", "sums", "better", 0.2, low=0.1, high=0.3, against_controls=(control,))
+    assert "Best" not in interval_sentence([CELLS[0], as_control], ["sums"])
+
+
+def test_of_many_tasks_the_first_few_are_named() -> None:
+    tasks = [f"t{i}" for i in range(9)]
+    cells = [cell("baseline", task, "baseline") for task in tasks]
+    cells += [cell("svd", task, "worse", -0.2, low=-0.3, high=-0.1) for task in tasks]
+    assert "; on t3: svd (\u22120.200 [\u22120.300, \u22120.100]); 5 tasks more." in interval_sentence(cells, tasks)

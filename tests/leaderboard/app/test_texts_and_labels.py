@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from leaderboard.app import answer_text, word_difference
 from leaderboard.app.charts import flip_matrix
+from leaderboard.app.charts.grid import place_sentence
 from leaderboard.app.charts.label_places import LETTER, LINE, LabelObstacle, LabelPlace, Spot, places
 from leaderboard.app.flip_queries import OftenFlipped
+from leaderboard.board.layers import LayerPlace
 
 pytest.importorskip("streamlit")
 WIDTHS, HEIGHT = (240.0, 420.0, 1000.0), 170.0
@@ -109,3 +112,28 @@ def test_the_right_answers_likelihood(
 ) -> None:
     assert answer_text.gold_log_likelihood(responses, target, kind, doubled=False) == gold
     assert answer_text.scores_one_text(responses, kind) == one_text
+
+
+def place(layer: int, **verdicts: int) -> LayerPlace:
+    return LayerPlace(layer, "up_proj", 3, None, None, Counter(verdicts))
+
+
+@pytest.mark.parametrize(
+    ("gathered", "said"),
+    [
+        (
+            [place(0, collapsed=1, undecided=4), place(1, collapsed=2, undecided=1)],
+            "On t none of these runs is better; those that edit up_proj in layer 1 (2 collapsed, 1 undecided) were"
+            " worse or collapsed most often.",
+        ),
+        (
+            [place(0, better=1, same=1), place(1, same=2), place(2, better=2, worse=2)],
+            "On t runs that edit up_proj in layer 0 and 1 place alike (1 better, 1 same) were better most often; those"
+            " that edit up_proj in layer 2 (2 better, 2 worse) were worse or collapsed most often.",
+        ),
+        ([place(0, undecided=3), place(1, same=1)], "On t none of these runs is better, and none worse or collapsed."),
+        ([place(0, incomparable=3)], "None of these runs has a verdict on t."),
+    ],
+)
+def test_no_place_went_best_where_nothing_is_better(gathered: list[LayerPlace], said: str) -> None:
+    assert place_sentence(gathered, "t") == said
