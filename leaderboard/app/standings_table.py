@@ -1,5 +1,8 @@
 """The leaderboard's table: recipes by tasks. Cells are numbers, so that a click on a head sorts them; what they show is
 mark and sign.
+
+Notable choice: settings stand last, unless two rows have the same name: then they stand beside it, where a narrow
+screen shows them too.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import streamlit as st
 from leaderboard.app.colours import css
 from leaderboard.app.menu import COMPARE
 from leaderboard.app.page_queries import RunFacts
+from leaderboard.app.short_names import COMPARED_WITH, have_equal_names, telling_settings
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import COLLAPSED, Standing, Standings, gained, kind
 from leaderboard.readers.records import BASELINE
@@ -62,7 +66,11 @@ def column_config(board: Standings, tasks: Sequence[str]) -> dict[str, Any]:
             help="Of the tasks on which the recipe is better than the baseline and has a control: on how many it is"
             " better than every control of its own too."
         ),
-        SETTINGS: column.TextColumn(width=170),
+        SETTINGS: column.TextColumn(
+            width=170,
+            help="What tells a row from others of its name comes first. Beside other unedited runs, the baseline of"
+            f" the rows is the one {COMPARED_WITH}.",
+        ),
         SIZE: column.ProgressColumn(
             format="%.1f %%",
             min_value=0,
@@ -91,15 +99,18 @@ def _columns(
     rows: Sequence[Standing], board: Standings, tasks: Sequence[str], facts: Mapping[str, RunFacts]
 ) -> dict[str, list[Any]]:
     model = st.query_params.get("model", "")
+    settings = telling_settings(rows)
+    beside_name = have_equal_names(rows)
     columns: dict[str, list[Any]] = {
         RANK: [None if row.rank is None else row.rank.place for row in rows],
         RECIPE: [link(COMPARE.name, row, model) for row in rows],
+        **({SETTINGS: settings} if beside_name else {}),
         **{task: [_value(row.cells.get(task)) for row in rows] for task in tasks},
     }
     if any(row.better for row in rows):
         columns[BEATS_CONTROL] = [row.beaten + row.beaten / row.better / 1000 if row.better else None for row in rows]
-    if any(row.settings for row in rows):
-        columns[SETTINGS] = [plain(row.settings) for row in rows]
+    if any(settings) and not beside_name:
+        columns[SETTINGS] = settings
     if any(row.parameters_kept is not None for row in rows):
         columns[SIZE] = [None if row.parameters_kept is None else 100 * row.parameters_kept for row in rows]
     speeds = [_speed(facts.get(row.run_id)) for row in rows]

@@ -9,6 +9,7 @@ import pytest
 
 from leaderboard.app import badges, standings_table
 from leaderboard.app.charts import intervals
+from leaderboard.app.short_names import COMPARED_WITH, short_names, telling_settings
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import standings
 
@@ -66,6 +67,53 @@ def test_a_name_is_an_address_that_nothing_can_break_out_of() -> None:
 def test_equal_numbers_with_different_marks_are_told_apart() -> None:
     cells = [cell("baseline", "t", "baseline"), cell("a", "t", "same", 0.0), cell("b", "t", "undecided", 0.0)]
     assert sorted(shown(table(cells), "t")) == ["= 0.000", "score 0.500", "\u00b7 0.000"]
+
+
+def named(recipe: str, name: str, task: str, verdict: str = "undecided") -> Cell:
+    return replace(cell(recipe, task, verdict, 0.0), label=name, run_id=f"run {name} {verdict}")
+
+
+TWINS = [
+    named("baseline", "baseline [limit 40]", "sums", "baseline"),
+    named("laser", "laser [limit 40]", "sums"),
+    named("laser", "laser [limit 150]", "sums"),
+    named("svd:samples=96,tasks=[a,b],fraction=0.1", "svd:samples=96,tasks=[a,b],fraction=0.1", "sums"),
+    named("svd:samples=96,tasks=[a,b],fraction=0.2", "svd:samples=96,tasks=[a,b],fraction=0.2", "sums"),
+]
+
+
+def test_rows_of_one_name_have_their_settings_beside_it() -> None:
+    style = table(TWINS)
+    assert list(style.data.columns) == ["#", "Recipe", "Settings", "sums"]
+    assert sorted(style.data["Settings"]) == [
+        "[limit 150]", "[limit 40]", "[limit 40]", "fraction=0.1, samples=96, tasks=[a,b]",
+        "fraction=0.2, samples=96, tasks=[a,b]",
+    ]  # fmt: skip
+    assert list(table([TWINS[0], TWINS[1], TWINS[3]]).data.columns) == ["#", "Recipe", "sums", "Settings"]
+
+
+def test_the_baseline_is_told_from_another_run_of_the_unedited_model() -> None:
+    limited = "baseline [limit 150]"
+    cells = [
+        named("baseline", limited, "sums", "baseline"),
+        replace(named("laser", "laser", "sums"), baseline_run=f"run {limited} baseline"),
+        replace(named("baseline", limited, "bias", "baseline"), run_id="another"),
+        replace(named("baseline", limited, "sums", "baseline"), run_id="another"),
+    ]
+    rows = [row for row in standings(cells).rows if row.is_baseline]
+    assert len({row.settings for row in rows}) == 1
+    assert len(set(telling_settings(rows))) == len(rows) == 2 and COMPARED_WITH in telling_settings(rows)
+
+
+def test_short_names_are_told_apart_and_have_no_more_than_that() -> None:
+    rows = [row for row in standings(TWINS).rows if not row.is_baseline]
+    assert sorted(short_names(rows)) == ["laser [limit 150]", "laser [limit 40]", "svd fraction=0.1, sam...",
+                                         "svd fraction=0.2, sam..."]  # fmt: skip
+    rows = [row for row in standings(TWINS[:2]).rows if not row.is_baseline]
+    assert short_names(rows) == ["laser"]
+    long = "x" * 40
+    rows = list(standings([named(long + "a", long + "a", "t"), named(long + "b", long + "b", "t")]).rows)
+    assert short_names(rows) == [f"1. {'x' * 21}...", f"2. {'x' * 21}..."]
 
 
 @pytest.mark.slow
