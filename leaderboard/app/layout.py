@@ -195,6 +195,13 @@ def explain_error(error: LeaderboardError) -> None:
         st.caption(f"The page tries again every {REFRESH_SECONDS} seconds.")
 
 
+def say_nothing_left(what: str, keys: Sequence[str]) -> None:
+    """That nothing passes the filters, and a button that takes them back. keys: theirs, in the URL."""
+    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+        st.info(f"No {what} matches these filters.", icon=":material/filter_alt:", width=340)
+        st.button("Clear the filters", icon=":material/filter_alt_off:", on_click=url_state.clear, args=(tuple(keys),))
+
+
 def facts_table(facts: dict[str, Any]) -> None:
     """Two columns of plain text, name and value; empty values are left out."""
     rows = [{"Name": name, "Value": plain(str(value))} for name, value in facts.items() if value not in (None, "")]

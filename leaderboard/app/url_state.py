@@ -47,6 +47,12 @@ def put(key: str, values: Sequence[str], *, travels: bool = True) -> None:
         _memory()[key] = list(values)
 
 
+def clear(keys: Sequence[str]) -> None:
+    """Take choices out of the URL, and out of what travels."""
+    for key in keys:
+        put(key, [])
+
+
 def one_of(
     place: Any,
     label: str,

@@ -39,7 +39,7 @@ def main() -> None:
         return
     found, task = chosen(cells, tasks)
     if not found:
-        st.info("No recipe matches these filters.")
+        layout.say_nothing_left("recipe", ("recipe", "least"))
         return
     show_grid(found)
     show_counts(found)

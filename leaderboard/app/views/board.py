@@ -26,6 +26,9 @@ PRIMARY = "primary"
 MEAN_RANK = "mean rank"
 PLOTTED = 12  # tasks drawn side by side, until others are chosen
 ROWS_IN_FULL = 40
+MOST_NAMED = 3  # recipes that share the first place
+FILTERS = ("find", "verdict", "only", "tasks")
+"""Keys of the URL that leave rows and columns out."""
 
 
 def main() -> None:
@@ -43,13 +46,14 @@ def main() -> None:
     controls = with_controls and url_state.switch(bar, "Show controls", "controls")
     rows, columns = chosen(board, controls, filters)
     share = bar.popover("Share", icon=":material/ios_share:")
-    st.markdown(summary(board, by))
+    filtered = only_shown(rows, columns, board)
+    st.markdown(summary(board, by, filtered))
     settings = layout.further_or_stop(lambda: data.answer(badges.model_facts, model), overview)
     badges.show(badges.board_badges(settings, cells))
+    if all(row.is_baseline for row in rows) and len(rows) < len(board.listed(controls=controls)):
+        layout.say_nothing_left("recipe", FILTERS)
     if rows:
         show_tabs(rows, board, columns, overview)
-    else:
-        st.info("No result matches these filters.")
     with share:
         cells_shown = tables.cell_records(_cells(rows, columns), overview.value.runs)
         report_button(overview.value.names[model])
@@ -118,8 +122,23 @@ def _translate_old_verdicts() -> None:
         st.query_params["verdict"] = [each for word in asked for each in words.get(word, [word])]
 
 
-def summary(board: Standings, by: str | None) -> str:
-    """The page's question answered in words, of names that are no markup."""
+def only_shown(rows: Sequence[Standing], tasks: Sequence[str], board: Standings) -> str:
+    """`3 recipes and 2 tasks`, where filters leave fewer than there are; empty where they leave all."""
+    recipes = sum(row.is_recipe for row in rows)
+    if len(tasks) == len(board.tasks) and recipes == sum(row.is_recipe for row in board.rows):
+        return ""
+    return f"{counted(recipes, 'recipe', 'recipes')} and {counted(len(tasks), 'task', 'tasks')}"
+
+
+def summary(board: Standings, by: str | None, filtered: str) -> str:
+    """The page's question answered in words, of names that are no markup: of the whole board, whatever the filters
+    leave. filtered: what they leave of it, in words.
+    """
+    said = _summary(board, by, f" on {counted(len(board.tasks), 'task', 'tasks')}" if filtered else "")
+    return f"{said} The filters show {filtered} of these." if filtered else said
+
+
+def _summary(board: Standings, by: str | None, on_tasks: str) -> str:
     recipes = [row for row in board.rows if row.is_recipe]
     if not recipes:
         return "No recipe so far."
@@ -129,18 +148,21 @@ def summary(board: Standings, by: str | None) -> str:
     harmful = sum(any(found[kind] for kind in HARM) for found in kinds)
     as_control = sum(found[AS_CONTROL] > 0 for found in kinds)
     said = [
-        f"Of {counted(len(recipes), 'recipe', 'recipes')}, **{beating}** better than baseline *and* control somewhere"
+        f"Of {counted(len(recipes), 'recipe', 'recipes')}{on_tasks}, **{beating}** better than baseline *and* control"
+        " somewhere"
     ]
     if proven > beating:
         said.append(f"{proven - beating} better without a control")
     if as_control:
         said.append(f"{as_control} not shown to beat a control somewhere")
     said.append(f"**{harmful}** worse on some task")
-    best = next((row for row in board.rows if row.rank and row.is_recipe and row.rank.place == 1), None)
-    if best is None or best.rank is None or (best.rank.shared and any(row.is_baseline for row in board.rows[:1])):
+    first = [row for row in board.rows if row.rank and row.rank.place == 1]
+    if not first or any(row.is_baseline for row in first):
         return "; ".join(said) + ". Nothing ranks above the baseline."
     on = f"on {as_text(by)}" if by else "by mean rank"
-    return "; ".join(said) + f". Best {on}: **{as_text(best.name)}**."
+    names = [f"**{as_text(row.name)}**" for row in first[:MOST_NAMED]]
+    more = [f"{len(first) - len(names)} more"] if len(first) > len(names) else []
+    return "; ".join(said) + f". Best {on}: {', '.join([*names, *more])}."
 
 
 def show_tabs(
@@ -163,7 +185,8 @@ def show_standings(
     rows: Sequence[Standing], board: Standings, tasks: Sequence[str], facts: Mapping[str, RunFacts]
 ) -> None:
     """The table of recipes by tasks. Ticked rows lead on."""
-    badges.show_legend(rows)
+    seen = [_only(row, tasks) for row in rows]
+    badges.show_legend(seen)
     picked = st.dataframe(
         standings_table.table(rows, board, tasks, facts),
         hide_index=True,
@@ -177,8 +200,8 @@ def show_standings(
         column_config=standings_table.column_config(board, tasks),
     )
     lead_on([rows[i] for i in picked["selection"]["rows"] if i < len(rows)])
-    badges.show_legend(rows, below=True)
-    unranked = sum(row.rank is None for row in board.rows)
+    badges.show_legend(seen, below=True)
+    unranked = sum(row.rank is None and row.control is None for row in rows)
     without = (
         f" {counted(unranked, 'row has', 'rows have')} no rank: unedited, or without a verdict on the tasks that the"
         " others share."

@@ -51,7 +51,7 @@ def main() -> None:
         return
     shown, task, by_run, measure = chosen(found, first)
     if not shown:
-        st.info("No edit matches these filters.")
+        layout.say_nothing_left("edit", ("recipe", "most", "rank", "matrix"))
         return
     show_map(shown, by_run, task, measure)
     show_ranks(shown, by_run, task)

@@ -92,6 +92,23 @@ def test_filters_live_in_the_url(filled: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_filter_that_leaves_no_recipe_says_so_and_can_be_taken_back(filled: Path) -> None:
+    app = page(find="qqqq", tasks="int_sum")
+    said = texts(app)
+    assert "No recipe matches these filters." in said and "have no rank" not in said and "has no rank" not in said
+    assert "Of 2 recipes on 2 tasks, **0** better" in said
+    assert "The filters show 0 recipes and 1 task of these." in said
+    assert len(app.dataframe[0].value) == 1
+    (button,) = [one for one in app.button if one.label == "Clear the filters"]
+    button.click().run()
+    assert "find" not in app.query_params and "tasks" not in app.query_params
+    said = texts(app)
+    assert "No recipe matches" not in said and "The filters show" not in said
+    assert "1 row has no rank" in said and len(app.dataframe[0].value) == 3
+    assert "No recipe matches" not in texts(page(find="laser"))
+
+
+@pytest.mark.slow
 def test_a_filter_that_names_nothing_says_so(filled: Path) -> None:
     assert "names nothing known" not in texts(results(task="int_sum", only="laser", model="tiny"))
     for name in ("task", "tasks", "only", "model", "verdict"):
