@@ -46,5 +46,9 @@ class UnknownRun(LeaderboardError):
     """No run of that id is in the store."""
 
 
+class DeletedRun(UnknownRun):
+    """The run of that id was taken off the board; the message says when, why, and how it comes back."""
+
+
 class Unreadable(LeaderboardError):
     """A run directory or a results file cannot be read; the message is the reason."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
@@ -17,7 +18,9 @@ import streamlit as st
 from leaderboard.app import data, layout, url_state
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.across_models import unedited
+from leaderboard.errors import LeaderboardError
 from leaderboard.store.database import Store
+from leaderboard.store.queries import deleted_words
 from leaderboard.terminal.format import plain
 
 
@@ -67,7 +70,7 @@ def named_runs(runs: Mapping[str, RunFacts], key: str) -> list[str]:
     unknown = [start for start, run_id in zip(asked, found) if run_id is None]
     if unknown:
         st.warning("A run of this link is not known here:", icon=":material/filter_alt_off:")
-        st.text(plain(", ".join(unknown)))
+        st.text("\n".join(plain(_deleted(start) or start) for start in unknown))
     known = [run_id for run_id in found if run_id is not None]
     if known != asked:
         if known:
@@ -75,6 +78,13 @@ def named_runs(runs: Mapping[str, RunFacts], key: str) -> list[str]:
         else:
             st.query_params.pop(key, None)
     return known
+
+
+def _deleted(run_id: str) -> str:
+    """That a run was taken off the board, where that is known."""
+    with suppress(LeaderboardError):
+        return data.answer(deleted_words, run_id).value
+    return ""
 
 
 def named_run(runs: Mapping[str, RunFacts], key: str) -> str | None:

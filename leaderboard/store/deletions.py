@@ -77,12 +77,9 @@ def deletions(database: Path, *, timeout_s: float = 30.0) -> list[Deletion]:
 
 
 def _deletions(store: Store) -> list[Deletion]:
-    rows = store.rows(
-        "SELECT run_id, path, logged_at, reason FROM (SELECT *, rowid AS number, row_number() OVER (PARTITION BY"
-        " run_id ORDER BY rowid DESC) AS place FROM deletions) WHERE place = 1 AND deleted ORDER BY number"
-    )
     return [
-        Deletion(row["run_id"], store.places.resolved(row["path"]), row["logged_at"], row["reason"]) for row in rows
+        Deletion(row["run_id"], store.places.resolved(row["path"]), row["logged_at"], row["reason"])
+        for row in queries.deletions(store)
     ]
 
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from leaderboard.commands import advised
 from leaderboard.errors import UnknownRun
 from leaderboard.store.database import Store
+from leaderboard.store.queries import deleted_words
 
 MOST_CANDIDATES = 10
 ID_DIGITS = 12
@@ -281,6 +282,8 @@ def _unknown(store: Store, runs: Sequence[KnownRun], name: str) -> str:
             return f"no run {name} in the leaderboard: the models {_few(models)} begin so; write MODEL/RECIPE"
         recipes = _few(list(dict.fromkeys(_printable(run.recipe) for run in alike)))
         return f"no run {name} in the leaderboard: {models[0]} is a model, write {models[0]}/RECIPE; it has {recipes}"
+    if told := deleted_words(store, name):
+        return told
     near = _nearest(runs, name)
     meant = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"no run {name} in the leaderboard: {where}{meant}"

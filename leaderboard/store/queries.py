@@ -12,8 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from leaderboard.commands import advised
-from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.commands import advised, ingest_command
+from leaderboard.errors import DeletedRun, LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
 from leaderboard.readers.edited import is_service
@@ -289,10 +289,12 @@ def document_overlap(store: Store, baseline: str, recipe: str, task: str) -> tup
 
 def run_details(store: Store, run_id: str) -> dict[str, Any]:
     """Everything known of one run (run_id may be shortened if that is unambiguous, and be one of an earlier version).
-    Raises `UnknownRun`.
+    Raises `UnknownRun`, `DeletedRun` for one that was taken off the board.
     """
     rows = _beginning(store, "run_id", run_id) or _beginning(store, "former_id", run_id)
     if not run_id or not rows:
+        if told := deleted_words(store, run_id):
+            raise DeletedRun(told)
         listed = advised(store.path, "runs", "list")
         raise UnknownRun(f"no run {run_id or '(none named)'} in the leaderboard: {listed} shows their ids")
     if len(rows) > 1 and not rows[0]["run_id"].startswith(run_id):
@@ -300,6 +302,30 @@ def run_details(store: Store, run_id: str) -> dict[str, Any]:
     if len(rows) > 1 and rows[0]["run_id"] != run_id:
         raise UnknownRun(f"more than one run begins with {run_id}: give more of it")
     return rows[0] | {"path": str(store.places.resolved(rows[0]["path"]))}
+
+
+def deletions(store: Store) -> list[dict[str, Any]]:
+    """The runs that are off the board now, earliest deletion first: run_id, path, logged_at, reason."""
+    return store.rows(
+        "SELECT run_id, path, logged_at, reason FROM (SELECT *, rowid AS number, row_number() OVER (PARTITION BY"
+        " run_id ORDER BY rowid DESC) AS place FROM deletions) WHERE place = 1 AND deleted ORDER BY number"
+    )
+
+
+def deleted_words(store: Store, run_id: str) -> str:
+    """That the run whose id begins so was taken off the board, when and why, and the commands that bring it back; empty
+    where no such run, or several, were.
+    """
+    found = [row for row in deletions(store) if run_id and row["run_id"].startswith(run_id)]
+    if len(found) != 1 or store.path is None:
+        return ""
+    (row,) = found
+    restore = advised(store.path, "runs", "restore", row["run_id"][:12])
+    ingest = ingest_command(store.path, store.places.resolved(row["path"]))
+    return (
+        f"run {row['run_id']} was taken off the board on {row['logged_at']:%Y-%m-%d %H:%M} UTC: {row['reason']}. Its"
+        f" files stay; {restore} and then `{ingest}` bring it back"
+    )
 
 
 def _beginning(store: Store, column: str, run_id: str) -> list[dict[str, Any]]:

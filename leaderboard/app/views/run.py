@@ -16,7 +16,7 @@ from leaderboard.app.menu import ACROSS, BOARD, COMPARE, FLIPS, HISTORY, LAYERS
 from leaderboard.app.own_command import is_own, own_command
 from leaderboard.board.further import all_metrics
 from leaderboard.board.layers import edits
-from leaderboard.errors import Busy, LeaderboardError
+from leaderboard.errors import Busy, DeletedRun, LeaderboardError
 from leaderboard.readers.asked import revision_of
 from leaderboard.readers.ran_on import RanOn
 from leaderboard.readers.records import BASELINE
@@ -45,12 +45,12 @@ def main() -> None:
 
 
 def say_unknown(wanted: str) -> None:
-    """That a link names no run, and where there are some."""
-    st.header("No such run", anchor=False)
+    """That a link names no run, or one that was taken off the board, and where there are some."""
     try:
         data.details(wanted)
     except LeaderboardError as error:
-        st.text(str(error))
+        st.header("Taken off the board" if isinstance(error, DeletedRun) else "No such run", anchor=False)
+        st.text(plain(str(error)))
     st.page_link(BOARD.script, label="To the leaderboard", icon=BOARD.icon)
 
 

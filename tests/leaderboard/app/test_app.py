@@ -10,6 +10,7 @@ import pytest
 
 from leaderboard.app.serve import _config
 from leaderboard.ingest import ingest
+from leaderboard.store.deletions import delete, take_back
 from leaderboard.store.pins import pin
 from leaderboard.terminal.format import KEPT
 from leaderboard.terminal.marks import MARKS
@@ -206,6 +207,20 @@ def test_names_from_files_are_never_markdown(filled: Path) -> None:
 def test_an_unknown_run_says_so(filled: Path) -> None:
     said = texts(page("run", run="feedface"))
     assert "No such run" in said and "no run feedface" in said
+
+
+@pytest.mark.slow
+def test_a_deleted_run_says_when_why_and_how_it_comes_back(made: Any, filled: Path) -> None:
+    entry = delete(filled, "laser", "a wrong tokenizer")
+    said = texts(page("run", run=entry.run_id))
+    assert "Taken off the board" in said and "No such run" not in said
+    assert f"run {entry.run_id} was taken off the board on {entry.logged_at:%Y-%m-%d %H:%M} UTC: a wrong token" in said
+    assert f"`lm_eval runs restore {entry.run_id[:12]} --database {filled}`" in said
+    assert f"`lm_eval ingest {entry.path} --database {filled}`" in said
+    assert "was taken off the board" in texts(page("compare", run=entry.run_id))
+    take_back(filled, entry.run_id)
+    assert "No such run" in texts(page("run", run=entry.run_id))
+    assert ingest([entry.path], filled).added == [entry.run_id]
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from leaderboard.errors import LeaderboardError, UnknownRun
+from leaderboard.errors import DeletedRun, LeaderboardError, UnknownRun
 from leaderboard.ingest import IngestReport, ingest
 from leaderboard.store import queries
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete, deletions, take_back
 from leaderboard.store.lock import file_lock
+from leaderboard.store.naming import find_run
 from leaderboard.store.pins import choose, pin
 from leaderboard.watch import Watch
 
@@ -47,6 +48,19 @@ def test_a_deleted_run_leaves_no_row_and_does_not_come_back(
         assert [path.name for path in report.deleted] == [two_runs[1].name]
     assert [(item.run_id, item.reason) for item in deletions(database)] == [(entry.run_id, "wrong tokenizer")]
     assert two_runs[1].is_dir()
+
+
+@pytest.mark.slow
+def test_whoever_names_a_deleted_run_is_told_of_the_deletion(two_runs: tuple[Path, Path], database: Path) -> None:
+    run_id = delete(database, str(two_runs[1]), "wrong tokenizer").run_id
+    told = rf"run {run_id} was taken off the board on .* UTC: wrong tokenizer\. .*runs restore {run_id[:12]}"
+    with open_store(database, read_only=True) as store:
+        with pytest.raises(DeletedRun, match=told):
+            queries.run_details(store, run_id[:8])
+        with pytest.raises(UnknownRun, match=told):
+            find_run(store, run_id[:8])
+        with pytest.raises(UnknownRun, match="no run feedface in the leaderboard"):
+            queries.run_details(store, "feedface")
 
 
 @pytest.mark.slow
