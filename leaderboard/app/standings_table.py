@@ -67,7 +67,7 @@ def column_config(board: Standings, tasks: Sequence[str]) -> dict[str, Any]:
             " better than every control of its own too."
         ),
         SETTINGS: column.TextColumn(
-            width=170,
+            width=130,
             help="What tells a row from others of its name comes first. Beside other unedited runs, the baseline of"
             f" the rows is the one {COMPARED_WITH}.",
         ),

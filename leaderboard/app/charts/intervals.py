@@ -1,17 +1,27 @@
-"""Every recipe's improvement on every task, with its interval: a column a task, a row a recipe, names printed once."""
+"""Every recipe's improvement on a task, with its interval: a picture a task, a row a recipe.
+
+Notable choice: tasks are pictures of their own, not columns of one, so that the page breaks them into rows that fit its
+width. Names are short; the whole one is in the tooltip.
+"""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from leaderboard.app.colours import MARKS, NEUTRAL
+from leaderboard.app.short_names import short_names
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import COLLAPSED, Standing, kind, proven
 from leaderboard.report.words import improvement_limits, improvement_point, improvement_text
 from leaderboard.terminal.format import counted, direction, metric_name, plain
 
 _STEP = 19
+_LABEL = 150  # pixels of a name, at most
+_TITLE_LETTERS = 38  # of a line, in so narrow a picture
+WIDTH = 344
+"""Pixels of one picture: a telephone shows one beside another's none, a desk three in a row."""
 _TOLD = 4  # tasks whose best and worst the sentence names
 _KINDS = ("better", "worse", "collapsed", "same", "undecided")
 
@@ -22,24 +32,20 @@ def drawable(rows: Sequence[Standing], task: str) -> list[tuple[Standing, Cell]]
     return [(row, cell) for row, cell in cells if improvement_limits(cell) is not None]
 
 
-def chart(rows: Sequence[Standing], tasks: Sequence[str]) -> Any:
-    """An altair chart of some tasks, each with an axis of its own, in the order of the rows."""
-    import altair as alt
-
-    names = [plain(row.name) for row in rows]
-    return alt.hconcat(
-        *(_of_task(rows, task, names, labels=not i) for i, task in enumerate(tasks)), spacing=26
-    ).configure_view(strokeOpacity=0)
-
-
-def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, labels: bool) -> Any:
+def chart(rows: Sequence[Standing], task: str) -> Any:
+    """An altair chart of one task: the rows that have an interval on it, in their order. It takes the width that it is
+    given.
+    """
     import altair as alt
     import pandas as pd
 
     found = drawable(rows, task)
+    drawn = [row.name for row, _ in found]
+    names = [name for row, name in zip(rows, short_names(rows)) if row.name in drawn]
     data = pd.DataFrame(
         [
             {
+                "name": name,
                 "recipe": plain(row.name),
                 "point": improvement_point(cell),
                 "low": limits.low,
@@ -48,14 +54,13 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
                 "proven": kind(cell) in ("beats", "worse", "collapsed"),
                 "text": f"{improvement_text(cell)}, {cell.verdict}",
             }
-            for row, cell in found
+            for name, (row, cell) in zip(names, found)
             if (limits := improvement_limits(cell))
         ]
     )
     shown = found[0][1]
-    axis = alt.Axis(labelFlush=False, labelOverlap=False, labelLimit=0, ticks=False, domain=False)
-    order = list(names)
-    y = alt.Y("recipe:N", title=None, sort=order, scale=alt.Scale(domain=order), axis=axis if labels else None)
+    axis = alt.Axis(labelFlush=False, labelOverlap=False, labelLimit=_LABEL, ticks=False, domain=False)
+    y = alt.Y("name:N", title=None, sort=names, scale=alt.Scale(domain=names), axis=axis)
     scale = alt.Scale(domain=list(_KINDS), range=[MARKS[word] for word in _KINDS])
     colour = alt.Color("verdict:N", legend=None, scale=scale)
     base = alt.Chart(data).encode(
@@ -79,20 +84,30 @@ def _of_task(rows: Sequence[Standing], task: str, names: Sequence[str], *, label
         band = alt.Chart(pd.DataFrame({"from": [-margin], "to": [margin]}))
         layers.insert(0, band.mark_rect(color=NEUTRAL, opacity=0.16).encode(x="from:Q", x2="to:Q"))
     title = alt.Title(
-        plain(task),
-        subtitle=f"{direction(shown)}, n {shown.n:,}" if shown.n else direction(shown),
+        textwrap.wrap(plain(task), _TITLE_LETTERS) or "",
+        subtitle=f"{direction(shown)}, 95 % interval",
         subtitleColor=NEUTRAL,
     )
-    return alt.layer(*layers).properties(width=170, height=alt.Step(_STEP), title=title)
+    return alt.layer(*layers).properties(height=alt.Step(_STEP), title=title).configure_view(strokeOpacity=0)
+
+
+def task_sentence(rows: Sequence[Standing], task: str) -> str:
+    """What the chart of one task shows, in words."""
+    cells = [cell for _, cell in drawable(rows, task)]
+    said = ", ".join(f"{plain(cell.name)} {improvement_text(cell)} {cell.verdict}" for cell in cells)
+    return f"Improvement on {plain(task)}, 95 % interval: {_counts(cells)}. {said}."
+
+
+def _counts(cells: Sequence[Cell]) -> str:
+    return ", ".join(f"{count} {word}" for word in _KINDS if (count := sum(cell.verdict == word for cell in cells)))
 
 
 def sentence(rows: Sequence[Standing], tasks: Sequence[str], best: Mapping[str, frozenset[str]]) -> str:
-    """What the chart shows, in words. best: task -> names of the rows whose gain is its largest proven one."""
+    """What the charts show, in words. best: task -> names of the rows whose gain is its largest proven one."""
     cells = [cell for task in tasks for _, cell in drawable(rows, task)]
-    words = [f"{count} {word}" for word in _KINDS if (count := sum(cell.verdict == word for cell in cells))]
     return (
         f"{counted(len(tasks), 'task', 'tasks')}, {counted(len(cells), 'interval', 'intervals')} of 95 %, not corrected"
-        f" for their number (the words are): {', '.join(words)}."
+        f" for their number (the words are): {_counts(cells)}."
         f"{_ends('Best', _largest_gains(rows, tasks, best))}{_ends('Worst', _largest_losses(rows, tasks))}"
         " The grey band is the margin."
     )

@@ -24,11 +24,10 @@ from leaderboard.terminal.output import as_text
 
 PRIMARY = "primary"
 MEAN_RANK = "mean rank"
-PLOTTED = 12  # tasks drawn side by side, until others are chosen
+PLOTTED = 12  # tasks drawn, until others are chosen
 ROWS_IN_FULL = 40
 MOST_NAMED = 3  # recipes that share the first place
-FILTERS = ("find", "verdict", "only", "tasks")
-"""Keys of the URL that leave rows and columns out."""
+FILTERS = ("find", "verdict", "only", "tasks")  # keys of the URL that leave rows and columns out
 
 
 def main() -> None:
@@ -241,13 +240,12 @@ def show_intervals(rows: Sequence[Standing], tasks: Sequence[str], best: Mapping
     if len(with_intervals) > PLOTTED:
         st.caption(f"The first {PLOTTED} of {len(with_intervals)} tasks; choose others in the filter.")
     shown = with_intervals[:PLOTTED]
-    layout.plot(
-        intervals.chart(rows, shown),
-        intervals.sentence(rows, shown, best),
-        width="content",
-        title="Recipe minus baseline, 95 % interval",
-        cells=_cells(rows, shown),
-    )
+    with st.container(horizontal=True, gap="small"):
+        for task in shown:
+            with st.container(width=intervals.WIDTH, gap="xsmall"):
+                cells = [cell for _, cell in intervals.drawable(rows, task)]
+                layout.draw(intervals.chart(rows, task), intervals.task_sentence(rows, task), cells=cells)
+    st.text(intervals.sentence(rows, shown, best))
 
 
 def show_results(cells: Sequence[Cell], facts: Mapping[str, RunFacts]) -> None:

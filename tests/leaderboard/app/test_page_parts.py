@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import itertools
@@ -273,6 +274,17 @@ def test_a_downloaded_name_cannot_be_a_formula() -> None:
 def test_every_page_of_the_menu_is_there() -> None:
     scripts = {path.stem for path in (Path(menu.__file__).parent / menu.FOLDER).glob("*.py")} - {"__init__"}
     assert {page.name for page in menu.menu()} == scripts
+
+
+def test_no_string_of_a_script_is_drawn_by_itself() -> None:
+    """Streamlit writes a string that stands alone onto the page, the module's own apart."""
+    alone = [
+        (script.name, node.lineno)
+        for script in (Path(menu.__file__).parent / "views").glob("*.py")
+        for node in ast.parse(script.read_text(encoding="utf-8")).body[1:]
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    ]
+    assert alone == []
 
 
 def test_files_hold_every_metric(made: Any, kit: Any) -> None:

@@ -52,6 +52,25 @@ def test_a_picture_is_saved_as_svg_and_png(address: str, page: Any) -> None:
     assert outside == [] and dialogs == []
 
 
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_interval_is_cut(made: Any, kit: Any, address: str, database: Path, page: Any, width: int) -> None:
+    tasks = {f"a_task_{i}": kit.pair(40, 20, lost=2, gained=5) for i in range(5)}
+    for recipe, side in (("baseline", 0), ("svd:tasks=[" + ",".join(tasks) + "],samples=96", 1)):
+        made.run(recipe, {task: pair[side] for task, pair in tasks.items()}, folder=f"long {side}")
+    assert not ingest([made.root], database).rejected
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{address}/board?model=tiny&view=Intervals")
+    charts = page.locator('[data-testid="stVegaLiteChart"] svg.marks')
+    charts.nth(4).wait_for(timeout=WAIT_MS)
+    boxes = [chart.bounding_box() for chart in charts.all()]
+    assert len(boxes) >= 5
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+    in_first_row = sum(abs(box["y"] - boxes[0]["y"]) < 5 for box in boxes)
+    assert in_first_row == (3 if width == 1280 else 1)
+    plots = [chart.locator(".background").first.bounding_box() for chart in charts.all()]
+    assert min(plot["width"] for plot in plots) >= 120
+
+
 def test_a_table_is_shared_in_four_formats_with_its_link(address: str, page: Any) -> None:
     page.goto(f"{address}/size?model=tiny")
     page.locator('[data-testid="stVegaLiteChart"]').first.wait_for(timeout=WAIT_MS)

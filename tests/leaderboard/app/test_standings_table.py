@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -152,8 +153,19 @@ def test_badges_say_what_is_the_same_and_what_is_not() -> None:
 
 def test_intervals_are_drawn_in_the_order_of_the_table() -> None:
     rows = [row for row in standings(CELLS).rows if not row.is_baseline]
-    chart = intervals.chart(rows, ["bias", "sums"]).to_dict()
-    assert len(chart["hconcat"]) == 2
+    chart = intervals.chart(rows, "bias").to_dict()
+    (y,) = {json.dumps(layer["encoding"]["y"]) for layer in chart["layer"] if "y" in layer["encoding"]}
+    assert json.loads(y)["sort"] == [row.name for row in rows if "bias" in row.cells]
+    assert "width" not in chart and chart["title"]["text"] == ["bias"]
+
+
+def test_a_long_name_is_short_in_the_picture_and_whole_in_the_tooltip() -> None:
+    long = "svd:samples=96,tasks=[" + ",".join(f"task_{i}" for i in range(9)) + "]"
+    cells = [CELLS[0], *(replace(named(f"{long},fraction={i}", "", "sums"), low=-0.1, high=0.1) for i in (1, 2))]
+    rows = [row for row in standings(cells).rows if not row.is_baseline]
+    drawn = [point for points in intervals.chart(rows, "sums").to_dict()["datasets"].values() for point in points]
+    told = {point["name"]: point["recipe"] for point in drawn if "recipe" in point}
+    assert told == {"svd fraction=1, sampl...": f"{long},fraction=1", "svd fraction=2, sampl...": f"{long},fraction=2"}
 
 
 def interval_sentence(cells: list[Cell], tasks: list[str]) -> str:
