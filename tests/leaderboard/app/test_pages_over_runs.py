@@ -262,7 +262,10 @@ class TestLayers:
             )
             == 2
         )
-        assert "No edit matches" in texts(page("layers", model="tiny", rank="under 10 %"), "info")
+        none = page("layers", model="tiny", rank="under 10 %")
+        assert "No edit matches" in texts(none, "info")
+        (clear,) = [button for button in none.button if button.label == "Clear the filters"]
+        assert "No edit matches" not in texts(clear.click().run())
         assert len(list(descriptions(page("layers", model="small", measure="runs")))) == 2
 
     @pytest.mark.slow
