@@ -7,10 +7,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leaderboard.commands import DEFAULT_DATABASE, RUN_HELP
 from leaderboard.errors import LeaderboardError
 from leaderboard.terminal.path_flags import database_path, local_path
+
+if TYPE_CHECKING:
+    from leaderboard.gate.policy import Policy
+    from leaderboard.gate.report import GateReport
 
 DESCRIPTION = (
     "May this run replace the last one? Compares it, task by task, with the unedited model and with the last blessed"
@@ -60,19 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace, *, width: int, color: bool) -> int:
-    """Gate, print, record; returns the exit code. Raises `LeaderboardError`."""
+    """Gate, print, record; returns the exit code. Raises `LeaderboardError`, of which the JUnit file tells too."""
     from leaderboard.gate import formats, table
     from leaderboard.gate.policy import load_policy
-    from leaderboard.gate.report import judge_candidate, record
-    from leaderboard.gate.runs import read_named
-    from leaderboard.terminal.format import plain
+    from leaderboard.gate.report import record
 
-    policy = load_policy(args.policy)
-    chosen: list[str] = []
-    candidate = read_named(args.candidate, args.database, "candidate", chosen)
-    for note in chosen:
-        print(f"note: {plain(note)}", file=sys.stderr)
-    report = judge_candidate(candidate, policy, args.baseline, args.database)
+    try:
+        policy = load_policy(args.policy)
+        report = _judged(args, policy)
+    except LeaderboardError as error:
+        if args.junit is not None:
+            _write(args.junit, formats.junit_of_error(str(error)))
+        raise
     if args.junit is not None:
         _write(args.junit, formats.junit(report))
     if args.json:
@@ -85,6 +89,18 @@ def execute(args: argparse.Namespace, *, width: int, color: bool) -> int:
     if trouble := record(report, policy, args.database):
         print(f"note: {trouble}", file=sys.stderr)
     return report.exit_code
+
+
+def _judged(args: argparse.Namespace, policy: Policy) -> GateReport:
+    from leaderboard.gate.report import judge_candidate
+    from leaderboard.gate.runs import read_named
+    from leaderboard.terminal.format import plain
+
+    chosen: list[str] = []
+    candidate = read_named(args.candidate, args.database, "candidate", chosen)
+    for note in chosen:
+        print(f"note: {plain(note)}", file=sys.stderr)
+    return judge_candidate(candidate, policy, args.baseline, args.database)
 
 
 def _write(path: Path, text: str) -> None:

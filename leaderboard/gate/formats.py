@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from leaderboard.gate.decision import GateRow
+from leaderboard.gate.decision import EXIT_CODES, GateRow
 from leaderboard.gate.report import GateReport
 from leaderboard.gate.table import groups, notes, summary
 from leaderboard.terminal.format import number, signed
@@ -81,25 +81,48 @@ def _code(text: str) -> str:
 
 
 def junit(report: GateReport) -> str:
-    """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure, INCOMPARABLE an
-    error, UNDECIDED skipped. A case with property `decides` false only informs.
+    """The report as JUnit XML: a suite for each baseline, a case for each row. FAIL is a failure. INCOMPARABLE is an
+    error, and so is UNDECIDED: both stop the gate, and readers of JUnit let skipped cases pass. An undecided row that
+    only informs is skipped. A case with property `decides` false only informs.
     """
     root = ElementTree.Element("testsuites", name="gate")
     for compared in report.baselines:
         rows = report.rows_of(compared)
-        counts = {word: sum(row.verdict == word for row in rows) for word in ("FAIL", "INCOMPARABLE", "UNDECIDED")}
+        elements = [_element(row) for row in rows]
         suite = ElementTree.SubElement(
             root,
             "testsuite",
             name=_xml(f"{report.recipe} on {report.model} against {compared.title}"),
             tests=str(len(rows)),
-            failures=str(counts["FAIL"]),
-            errors=str(counts["INCOMPARABLE"]),
-            skipped=str(counts["UNDECIDED"]),
+            failures=str(elements.count("failure")),
+            errors=str(elements.count("error")),
+            skipped=str(elements.count("skipped")),
         )
         for row in rows:
             _case(suite, row, report, compared.title)
+    return _document(root)
+
+
+def junit_of_error(message: str) -> str:
+    """A JUnit file with the error that kept the gate from judging, so that no earlier file stands for it."""
+    root = ElementTree.Element("testsuites", name="gate")
+    suite = ElementTree.SubElement(root, "testsuite", name="gate", tests="1", failures="0", errors="1", skipped="0")
+    case = ElementTree.SubElement(suite, "testcase", classname="gate", name="gate", time="0")
+    ElementTree.SubElement(case, "error", message=_xml(message), type="ERROR")
+    return _document(root)
+
+
+def _document(root: ElementTree.Element) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _element(row: GateRow) -> str | None:
+    """What a row is in JUnit besides a case: nothing where it does not stop the gate, unless it was left open."""
+    if row.only_unsure:
+        return "skipped"
+    if row.verdict == "FAIL":
+        return "failure"
+    return "error" if EXIT_CODES[row.verdict] else None
 
 
 def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against: str) -> None:
@@ -109,7 +132,7 @@ def _case(suite: ElementTree.Element, row: GateRow, report: GateReport, against:
     if report.decision == "overall":
         properties = ElementTree.SubElement(case, "properties")
         ElementTree.SubElement(properties, "property", name="decides", value=str(row.decides).lower())
-    element = {"FAIL": "failure", "INCOMPARABLE": "error", "UNDECIDED": "skipped"}.get(row.verdict)
+    element = _element(row)
     said = [
         f"{row.verdict}: change {signed(row.change)}, at worst {signed(row.change_at_worst)}, margin"
         f" {number(row.margin)}",

@@ -15,8 +15,9 @@ import yaml
 
 from leaderboard import __main__ as module
 from leaderboard.gate import formats, table
+from leaderboard.gate.decision import EXIT_CODES, GateRow, overall
 from leaderboard.gate.policy import policy_from
-from leaderboard.gate.report import GateReport
+from leaderboard.gate.report import Compared, GateReport
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 from tests.leaderboard.gate.gating import NOWHERE, gated, row, two
@@ -78,15 +79,29 @@ class TestForms:
         assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
             "tests": "4",
             "failures": "2",
-            "errors": "0",
-            "skipped": "1",
+            "errors": "1",
+            "skipped": "0",
         }
         assert {case.get("name"): [child.tag for child in case] for case in suite} == {
             "good": ["system-out"],
             "absent": ["failure"],
             "sums": ["failure"],
-            "few": ["skipped"],
+            "few": ["error"],
         }
+
+    def test_whatever_stops_the_gate_is_no_pass_in_junit(self) -> None:
+        """Readers of JUnit let skipped cases pass, and look at the counts of suites or at the cases."""
+        for verdict, code in EXIT_CODES.items():
+            for decides in (True, False):
+                row = GateRow("base", "sums", baseline="b", verdict=verdict, decides=decides)
+                stops = bool(code) and not row.only_unsure
+                assert bool(EXIT_CODES[overall([row])]) == stops
+                compared = Compared("base", "b", "baseline", "path", "how", (), ())
+                known = ("m", "laser", "c", "path", 0.05, (compared,), (row,), "overall")
+                (suite,) = ElementTree.fromstring(formats.junit(GateReport(overall([row]), code, *known)))
+                assert (suite.get("failures") != "0" or suite.get("errors") != "0") == stops
+                assert (suite.find(".//failure") is not None or suite.find(".//error") is not None) == stops
+                assert (suite.find(".//skipped") is not None) == (suite.get("skipped") == "1") == row.only_unsure
 
     @pytest.mark.slow
     def test_markdown(self, made: Any, kit: Any) -> None:
@@ -147,6 +162,19 @@ class TestCommand:
             and "cannot be written" in capsys.readouterr().err
         )
         assert not NOWHERE.parent.exists()
+
+    @pytest.mark.slow
+    def test_a_gate_that_cannot_judge_leaves_no_earlier_junit_file(
+        self, made: Any, kit: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        base, laser, policy = self.files(made, kit, tmp_path)
+        file = tmp_path / "junit.xml"
+        assert self.run(policy, laser, "--baseline", base, "--junit", file) == 0
+        assert "<error" not in file.read_text()
+        assert self.run(policy, laser, "--baseline", tmp_path / "none", "--junit", file) == 2
+        (suite,) = ElementTree.parse(file).getroot()
+        (error,) = suite.iter("error")
+        assert suite.get("errors") == "1" and str(error.get("message")) in capsys.readouterr().err
 
     @pytest.mark.slow
     def test_decisions_are_recorded_where_there_is_a_database(
