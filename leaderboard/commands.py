@@ -18,13 +18,18 @@ RUN_HELP = "an id, a folder or MODEL/RECIPE"
 
 def ingest_command(database: Path, *paths: Path | str, rebuild: bool = False) -> str:
     """`lm_eval ingest` of `paths`, by default the database's own folder, into `database`."""
-    words = ["lm_eval", "ingest", *(["--rebuild"] if rebuild else []), *map(str, paths or [database.parent])]
-    return shlex.join([*words, *_database_flag(database)])
+    words = [*(["--rebuild"] if rebuild else []), *map(str, paths or [database.parent])]
+    return command_about(database, "ingest", *words)
+
+
+def command_about(database: Path | None, *words: str) -> str:
+    """A command of `lm_eval` that is about a database; None: one in memory alone."""
+    return shlex.join(["lm_eval", *words, *(_database_flag(database) if database is not None else [])])
 
 
 def advised(database: Path | None, *words: str) -> str:
-    """A command of `lm_eval` that is about a database, in the quotes of messages; None: of one in memory alone."""
-    return f"`{shlex.join(['lm_eval', *words, *(_database_flag(database) if database is not None else [])])}`"
+    """The same in the quotes of messages."""
+    return f"`{command_about(database, *words)}`"
 
 
 def run_arguments(database: Path) -> list[str]:

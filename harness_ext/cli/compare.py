@@ -5,15 +5,12 @@ stored.
 from __future__ import annotations
 
 import argparse
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness_ext.cli.ingest import add_database_argument
 from harness_ext.cli.terminal import add_form_arguments, tell, terminal_style, write_cells
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
-from leaderboard.commands import RUN_HELP
+from leaderboard.commands import RUN_HELP, command_about
 
 if TYPE_CHECKING:
     from leaderboard.compare_runs import RunComparison
@@ -53,13 +50,16 @@ examples:
         controls = [path for path in controls_beside(second.path) if path.resolve() != first.path.resolve()]
         compared = with_controls(compared, first.path, second.path, controls, args.database)
         if args.form == "text":
-            _print(compared, second.path, controls)
+            _print(compared)
+            if controls:
+                words = ("compare", str(controls[0]), str(second.path))
+                print(f"\ncontrol   {command_about(args.database, *words)}")
         else:
             tell(sentence for only in compared.unshared for sentence in only.sentences())
             write_cells(compared.cells, args.form)
 
 
-def _print(compared: RunComparison, b: Path, controls: Sequence[Path]) -> None:
+def _print(compared: RunComparison) -> None:
     from leaderboard.terminal.format import plain
     from leaderboard.terminal.table import render, render_unshared
 
@@ -69,5 +69,3 @@ def _print(compared: RunComparison, b: Path, controls: Sequence[Path]) -> None:
     first, second = (plain(only.label) for only in compared.unshared)
     print(f"A is {first}, B is {second}; delta is B minus A")
     print("\n".join([table, *([""] if lines else []), *lines]))
-    if controls:
-        print(f"\ncontrol   lm_eval compare {shlex.join(map(str, (controls[0], b)))}")

@@ -21,6 +21,7 @@ from harness_ext.runs.execution import Execution, JudgedRuns
 from harness_ext.runs.progress import ProgressReport
 from harness_ext.runs.session import VariantOutcome
 from harness_ext.runs.trackers import track, tracked_runs
+from leaderboard.commands import command_about
 
 if TYPE_CHECKING:
     from leaderboard.terminal.output import Form
@@ -134,7 +135,7 @@ def _next_steps(executed: Execution, config: RunConfig, report: ProgressReport) 
     for sentence in report.left_out:
         report.line(f"left out  {sentence}")
     if pairs := _control_pairs(executed):
-        report.line(f"control   lm_eval compare {quoted(*pairs[0])}")
+        report.line(f"control   {command_about(executed.database, 'compare', *map(str, pairs[0]))}")
     elif name := next((found for outcome in edited if (found := _possible_control(outcome))), None):
         report.line(f"control   none was run; the same with one:\n          {_with_control(config, name)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import RUN_HELP
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from leaderboard.readers.ran_on import RanOn
     from leaderboard.store.database import Store
     from leaderboard.store.queries import RunRow
@@ -51,7 +54,7 @@ class Runs(RecipesCommand):
             "run", metavar="RUN", help=f"{RUN_HELP[0].upper()}{RUN_HELP[1:]}; its id where a recipe has several runs"
         )
         gone.add_argument("--reason", required=True, metavar="<text>", help="Why; kept on record")
-        back = actions.add_parser("restore", help="Let a deleted run back in at the next ingest")
+        back = actions.add_parser("restore", help="Put a deleted run back on the board")
         back.add_argument(
             "run", metavar="RUN", help="The beginning of its id, from `runs list --deleted`, or its folder"
         )
@@ -64,22 +67,33 @@ class Runs(RecipesCommand):
     @staticmethod
     def _delete(args: argparse.Namespace) -> None:
         from leaderboard.board.named_runs import resolve_in
+        from leaderboard.commands import advised
         from leaderboard.store.deletions import delete
 
         found = resolve_in(args.database, args.run, newest=False)
         entry = delete(args.database, found.run.run_id, args.reason)
         print(
-            f"{entry.run_id[:12]} is off the board; its files stay in {entry.path}. `lm_eval runs restore"
-            f" {entry.run_id[:12]}` takes this back"
+            f"{entry.run_id[:12]} is off the board; its files stay in {entry.path}."
+            f" {advised(args.database, 'runs', 'restore', entry.run_id[:12])} takes this back"
         )
 
     @staticmethod
     def _restore(args: argparse.Namespace) -> None:
         from leaderboard.commands import ingest_command
+        from leaderboard.ingest import ingest
         from leaderboard.store.deletions import take_back
+        from leaderboard.terminal.format import plain
 
         entry = take_back(args.database, args.run)
-        print(f"{entry.run_id[:12]} may come back: `{ingest_command(args.database, str(entry.path))}`")
+        report = ingest([entry.path], args.database)
+        if entry.run_id in report.added:
+            print(f"{entry.run_id[:12]} is on the board again")
+            return
+        reasons = "; ".join(rejected.reason for rejected in report.rejected) or "it is not there"
+        command = ingest_command(args.database, str(entry.path))
+        raise UserError(
+            plain(f"{entry.run_id[:12]} is allowed back, but {entry.path}: {reasons}; once mended: `{command}`")
+        )
 
 
 def _add_list_arguments(parser: argparse.ArgumentParser, *, inner: bool) -> None:
@@ -134,10 +148,17 @@ def _list(args: argparse.Namespace) -> None:
     if not found:
         asked = [f"--{name} {value}" for name in _FILTERS if (value := vars(args)[name])]
         with_what = f" with {' '.join(asked)}" if asked else ""
-        ingest = "" if asked else ": `lm_eval run --recipe ...` and `lm_eval ingest` add some"
+        ingest = "" if asked else f": {_what_adds_runs(args.database)} add some"
         tell([f"{args.database} holds no runs{with_what}{ingest}"])
     _print(rows, args.form, ("status", "recipe", "model", "tasks", "run_id", "started"))
     _tell_rest(len(rows), len(found))
+
+
+def _what_adds_runs(database: Path) -> str:
+    from leaderboard.commands import ingest_command, run_arguments
+
+    run = shlex.join(["lm_eval", "run", "...", "--recipe", "NAME", *run_arguments(database)])
+    return f"`{run}` and `{ingest_command(database, 'PATH')}`"
 
 
 def _list_deleted(args: argparse.Namespace) -> None:

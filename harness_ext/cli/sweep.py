@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -162,13 +163,13 @@ def _plan(args: argparse.Namespace) -> None:
         elif not row["to_run"]:
             row["hours"] = "-"
     _print(args.form, rows, wrap=("model",))
-    print(f"\n{_to_run_told(lines, plan.results)}")
+    print(f"\n{_to_run_told(lines, plan.results, args.sweep)}")
 
 
-def _to_run_told(lines: Sequence[Expectation], results: Path) -> str:
+def _to_run_told(lines: Sequence[Expectation], results: Path, sweep: Path) -> str:
     """How many cells are to run, and how long that takes: the plan's last line."""
     failed, to_run = sum(line.failed for line in lines), [line for line in lines if line.to_run]
-    rest = f"; {failed} failed, which `lm_eval sweep retry` runs" if failed else ""
+    rest = f"; {failed} failed, which `{_command('sweep', 'retry', sweep)}` runs" if failed else ""
     counts = f"{sum(line.to_run for line in lines)} of {sum(line.cells for line in lines)} cells to run"
     return counts + (f": {_hours_told(to_run, results)}" if to_run else "") + rest
 
@@ -191,6 +192,11 @@ def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
     else:
         told = f"{time}, by the receipts in {results}"
     return told + (f"; {unknown} of {len(lines)} models are not known and not counted" if unknown else "")
+
+
+def _command(*words: object) -> str:
+    """A command of `lm_eval` that can be pasted."""
+    return shlex.join(["lm_eval", *map(str, words)])
 
 
 def _gpu_time(hours: float, *, on_gpu: bool = True) -> str:
@@ -224,7 +230,7 @@ def _say_that_none_failed(plan: SweepPlan, sweep: Path) -> None:
     waiting = sum(plan.settled(cell) is None for cell in plan.cells)
     _say(
         "no cell has failed"
-        + (f"; `lm_eval sweep run {sweep}` runs the {waiting} that are not done" if waiting else "")
+        + (f"; `{_command('sweep', 'run', sweep)}` runs the {waiting} that are not done" if waiting else "")
     )
     if waiting:
         sys.exit(CANNOT_TELL)
@@ -306,14 +312,14 @@ def _status(args: argparse.Namespace) -> None:
     plan = _read(args.sweep)
     state = plan.state(_say)
     if state is None:
-        raise UserError(f"{plan.folder} has no sweep yet: `lm_eval sweep run {args.sweep}` begins it")
+        raise UserError(f"{plan.folder} has no sweep yet: `{_command('sweep', 'run', args.sweep)}` begins it")
     wanted: tuple[State, ...] = get_args(State) if args.all or args.form != "text" else ("failed", "lost", "running")
     _print(args.form, rows(state, wanted, blocked=True), wrap=("model", "recipes", "cell", "reason"))
     if args.form == "text":
         left = state.seconds_left
         print(f"{state.summary}{'' if left is None else f'; about {duration(left)} left'}")
         _print_not_made(state)
-        begin = f"; start `lm_eval sweep run {args.sweep}` again" if state.dead else ""
+        begin = f"; start `{_command('sweep', 'run', args.sweep)}` again" if state.dead else ""
         print(f"driver: {state.driver or state.dead or 'none'}{begin}; files: {state.folder}")
     if state.count("done") < len(state.cells):
         sys.exit(CHECK_FAILED if state.count("failed") else CANNOT_TELL)
@@ -330,7 +336,7 @@ def _show(plan: SweepPlan, engine: str) -> None:
     _print_not_made(state)
     from harness_ext.runs.execution import DATABASE
 
-    print(f"browse    lm_eval leaderboard --database {plan.results / DATABASE}", file=sys.stderr)
+    print(f"browse    {_command('leaderboard', '--database', plan.results / DATABASE)}", file=sys.stderr)
 
 
 def _print_not_made(state: SweepState) -> None:

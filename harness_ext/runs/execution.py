@@ -142,6 +142,7 @@ def judged_in_store(paths: Sequence[Path], database: Path, report: ProgressRepor
     """Put run folders into the database and judge them there, beside all other runs of the model. Raises
     LeaderboardError.
     """
+    from leaderboard.commands import advised
     from leaderboard.ingest import ingest
     from leaderboard.store.database import open_store
 
@@ -149,7 +150,8 @@ def judged_in_store(paths: Sequence[Path], database: Path, report: ProgressRepor
     for rejected in ingested.rejected:
         report.warn(f"{rejected.path} is not on the board: {rejected.reason}")
     for path in ingested.deleted:
-        report.warn(f"{path} was taken off the board, and stays off: `lm_eval runs list --deleted` has the reason")
+        listed = advised(database, "runs", "list", "--deleted")
+        report.warn(f"{path} was taken off the board, and stays off: {listed} has the reason")
     ours = {*ingested.added, *ingested.known}
     with open_store(database, read_only=True, timeout_s=PATIENCE_SECONDS) as store:
         return _judged(store, ours)

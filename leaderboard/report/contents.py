@@ -17,6 +17,7 @@ from leaderboard.board.cell import Cell, changed
 from leaderboard.board.labels import stored_names
 from leaderboard.board.named_runs import board_baselines, place_of
 from leaderboard.board.standings import Standings, standings
+from leaderboard.commands import advised
 from leaderboard.compare.run_diff import unshared
 from leaderboard.errors import LeaderboardError, MissingDatabase, UnknownRun
 from leaderboard.ingest import ingest
@@ -102,7 +103,8 @@ def _the_model(store: Store, name: str | None) -> tuple[str, tuple[str, ...]] | 
     """
     runs = queries.runs(store)
     if not runs:
-        raise LeaderboardError("this leaderboard holds no run: `lm_eval ingest PATH` takes results in")
+        takes_in = f"{advised(store.path, 'ingest', 'PATH')} takes results in"
+        raise LeaderboardError(f"this leaderboard holds no run: {takes_in}")
     if name is None:
         last = max(runs, key=lambda run: (not run.may_be_baseline, run.started is not None, run.started or 0))
         return last.model_key, ()

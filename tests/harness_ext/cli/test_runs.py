@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from leaderboard.ingest import ingest
-from tests.leaderboard.conftest import Fabricator, Task, binary
+from tests.leaderboard.conftest import Fabricator, Task, binary, sha
 
 
 @pytest.fixture
@@ -102,7 +104,10 @@ def test_nothing_to_list_is_a_sentence(made: Fabricator, lm_eval: Any, tmp_path:
     with open_store(tmp_path / "empty.duckdb", read_only=False):
         pass
     ran = lm_eval("runs", "--database", "empty.duckdb")
-    assert (ran.code, ran.out) == (0, "") and "empty.duckdb holds no runs: `lm_eval run --recipe ...`" in ran.err
+    assert (ran.code, ran.out) == (0, "") and (
+        "empty.duckdb holds no runs: `lm_eval run ... --recipe NAME` and"
+        " `lm_eval ingest PATH --database empty.duckdb` add some" in ran.err
+    )
 
 
 @pytest.mark.slow
@@ -130,7 +135,52 @@ def test_deleting_takes_a_name_that_means_one_run_and_restoring_its_folder(
     (gone,) = json.loads(lm_eval("runs", "--deleted", "--json").out)
     assert gone["reason"] == "x" and lm_eval("runs", "list", "--deleted").out.startswith(gone["run_id"])
     ran = lm_eval("runs", "restore", os.path.relpath(gone["path"], tmp_path))
-    assert ran.code == 0 and f"{gone['run_id'][:12]} may come back" in ran.out
+    assert ran.code == 0 and ran.out == f"{gone['run_id'][:12]} is on the board again\n"
+
+
+@pytest.mark.slow
+def test_what_delete_advises_takes_it_back_as_it_is_printed(made: Fabricator, lm_eval: Any, tmp_path: Path) -> None:
+    for place in ("results/leaderboard.duckdb", "my board.duckdb"):
+        named = () if place.startswith("results") else ("--database", place)
+        lm_eval("ingest", "results", *named)
+        before = lm_eval("runs", "-L", 0, *named).out
+        ran = lm_eval("runs", "delete", "laser", "--reason", "x", *named)
+        assert lm_eval("runs", "-L", 0, *named).out != before
+        (advice,) = re.findall("`(lm_eval .*?)` takes this back", ran.out)
+        assert lm_eval(*shlex.split(advice)[1:]).code == 0
+        assert lm_eval("runs", "-L", 0, *named).out == before
+
+
+@pytest.mark.slow
+def test_a_run_whose_files_are_gone_comes_back_by_the_command_that_restore_prints(
+    made: Fabricator, lm_eval: Any, tmp_path: Path
+) -> None:
+    lm_eval("runs", "delete", "laser", "--reason", "x")
+    (gone,) = json.loads(lm_eval("runs", "--deleted", "--json").out)
+    away = Path(gone["path"]).rename(tmp_path / "away")
+    ran = lm_eval("runs", "restore", gone["run_id"])
+    assert ran.code == 2 and f"{gone['run_id'][:12]} is allowed back, but {gone['path']}: " in ran.err
+    away.rename(gone["path"])
+    (advice,) = re.findall("once mended: `lm_eval (.*)`", ran.err)
+    assert "1 added" in lm_eval(*shlex.split(advice)).out
+
+
+@pytest.mark.slow
+def test_the_comparison_with_a_control_that_is_advised_names_the_database(
+    made: Fabricator, lm_eval: Any, tmp_path: Path
+) -> None:
+    """Else the noise that was measured there would be missing, and runs of two machines could not be compared."""
+    before, after = ({"sums": Task({"acc": values})} for values in binary(60, 40, lost=9))
+    laser = made.run("slim", after)
+    control = made.run("random-subspace", before)
+    receipt = json.loads((control / "receipt.json").read_text())
+    receipt["recipe"] |= {"control": "random-subspace", "control_of": sha("slim")}
+    (control / "receipt.json").write_text(json.dumps(receipt))
+    (tmp_path / "results" / "leaderboard.duckdb").rename(tmp_path / "other.duckdb")
+    lm_eval("ingest", "results", "--database", "other.duckdb")
+    ran = lm_eval("compare", "tiny/baseline", laser, "--database", "other.duckdb")
+    (advice,) = re.findall("^control   lm_eval (.*)$", ran.out, re.MULTILINE)
+    assert advice.endswith(" --database other.duckdb") and lm_eval(*shlex.split(advice)).code == 0
 
 
 @pytest.mark.slow

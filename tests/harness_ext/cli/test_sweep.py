@@ -117,7 +117,7 @@ def test_short_times_are_minutes(hours: float, words: str) -> None:
     ("states", "last"),
     [
         (["done", "done"], "0 of 2 cells to run"),
-        (["done", "failed"], "0 of 2 cells to run; 1 failed, which `lm_eval sweep retry` runs"),
+        (["done", "failed"], "0 of 2 cells to run; 1 failed, which `lm_eval sweep retry {sweep}` runs"),
         (["waiting", "waiting"], "2 of 2 cells to run: about "),
     ],
 )
@@ -126,7 +126,7 @@ def test_a_plan_tells_time_of_what_is_to_run_alone(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     settle(sweep, states)
-    told = lm_eval("sweep", "plan", sweep).out
+    last, told = last.format(sweep=sweep), lm_eval("sweep", "plan", sweep).out
     assert told.splitlines()[-1].startswith(last) and "GPU " not in told
     assert told.endswith(f"\n{last}\n") or states[0] == "waiting"
 
