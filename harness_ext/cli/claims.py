@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness_ext.cli.ingest import add_database_argument
 from harness_ext.cli.terminal import add_form_arguments
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
+from leaderboard.commands import is_default, run_arguments
+from leaderboard.terminal.path_flags import database_path
 
 if TYPE_CHECKING:
     from harness_ext.recipe.recipe import Recipe
@@ -101,7 +104,8 @@ class Claims(RecipesCommand):
         rows = of_identity(args.claim)
         told = list(_sentences(rows, _stored_cells(args.database)))
         facts = _facts_of(recipe_for(rows[0]), ", ".join(rows[0].tasks))
-        print("\n".join(claim_lines(rows, f"lm_eval claims run {rows[0].identity}", facts)))
+        command = shlex.join(["lm_eval", "claims", "run", rows[0].identity, *run_arguments(args.database)])
+        print("\n".join(claim_lines(rows, command, facts)))
         if told:
             print("\n" + "\n".join(told))
 
@@ -114,6 +118,7 @@ class Claims(RecipesCommand):
         from leaderboard.report.claim_words import claim_lines
 
         rows = of_identity(args.claim)
+        _refuse_database(args.database)
         asked = _protocol(rows[0], args)
         pretrained = str(asked["model_args"]["pretrained"])
         stand_in = [standing_in(rows[0].task), depth_line(rows[0], pretrained)] if args.smaller else []
@@ -156,7 +161,27 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--batch_size", metavar="<n>", help="As in `lm_eval run`")
     run.add_argument("--seed", type=int, metavar="<n>", help="As in `lm_eval run`")
     run.add_argument("--include_path", metavar="<dir>", help="As in `lm_eval run`")
-    run.add_argument("--output_path", default=None, metavar="<dir>", help="Where runs lie (default: results)")
+    run.add_argument(
+        "--output_path",
+        default=None,
+        metavar="<dir>",
+        help="Where runs lie, and beside them their database, leaderboard.duckdb, which `claims --database` reads"
+        " (default: results)",
+    )
+    # Told why it is none of this command's flags, rather than that there is no such flag.
+    run.add_argument("--database", type=database_path, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def _refuse_database(database: Path) -> None:
+    """Raise UserError for a database that is named: it follows from where the runs lie."""
+    if is_default(database):
+        return
+    folder = run_arguments(database)
+    instead = f", here {shlex.join(folder)}" if folder else ", and `lm_eval ingest` takes them into another one"
+    raise UserError(
+        "claims run has no --database, since runs are taken into the one beside them, as in `lm_eval run`:"
+        f" --output_path names their folder{instead}"
+    )
 
 
 def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
@@ -164,7 +189,6 @@ def _protocol(entry: Reported, args: argparse.Namespace) -> dict[str, Any]:
     stands for it.
     """
     from harness_ext.cli.smaller_claims import sample_for, smaller_recipe
-    from harness_ext.errors import UserError
     from leaderboard.board.claims import of_unedited, recipe_for, why_not_measured
 
     recipe = recipe_for(entry)
@@ -248,7 +272,6 @@ def _is_of_the_claim(entry: Reported, args: argparse.Namespace) -> bool:
 def _stored_cells(database: Path) -> Sequence[Cell]:
     """What was measured here; nothing where the default database is not there. Raises MissingDatabase for another."""
     from leaderboard.board.board import board
-    from leaderboard.commands import is_default
     from leaderboard.errors import MissingDatabase
     from leaderboard.store.database import open_store
 

@@ -16,6 +16,7 @@ from harness_ext.cli.claims import _facts_of
 from leaderboard.board.claims import of_identity, recipe_for
 from leaderboard.board.reported import SURE, headlines, published
 from leaderboard.errors import LeaderboardError
+from leaderboard.store.database import open_store
 from tests.harness_ext.cli.calling import called
 
 call = partial(called, "claims")
@@ -428,3 +429,20 @@ def test_an_unedited_model_is_measured_as_a_level(
     last = capsys.readouterr().out.strip().splitlines()[-1]
     assert last.startswith("acc: baseline on first 20 of 80 documents: reported 0.9; measured ")
     assert last.endswith("the claim is incomparable: only first 20 of 80 documents were asked")
+
+
+def test_a_claim_is_measured_into_the_database_beside_its_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`claims` takes a database, and its `run` would have ignored it; what `show` advises goes where it looked."""
+    claim = "eigenpruning/phi-2/int_mult"
+    with open_store(Path("board") / "leaderboard.duckdb", read_only=False):
+        pass
+    named = ("--database", "board/leaderboard.duckdb")
+    for words in (("run", claim, *named), (*named, "run", claim)):
+        assert call(monkeypatch, *words) == 2
+        assert "--output_path names their folder, here --output_path board\n" in capsys.readouterr().err
+    assert call(monkeypatch, "show", claim, *named) == 0
+    assert f"lm_eval claims run {claim} --output_path board\n" in capsys.readouterr().out
+    assert call(monkeypatch, "run", claim, "--database", "board.duckdb") == 2
+    assert "`lm_eval ingest` takes them into another one" in capsys.readouterr().err
