@@ -4,7 +4,7 @@ recipe named: a few recipes of each kind with controls, on small samples that ar
 Notable choices:
 - The runs are ordinary ones: kept, resumed and on the board like all others. The page is made of their judged cells.
 - Recipes that learn do so from the samples' training items, of which none is scored.
-- A variant costs forward passes over the samples, about 11,000 tokens in 970 requests; there are eleven, the baseline,
+- A variant costs forward passes over the samples, about 12,500 tokens in 1,002 requests; there are eleven, the baseline,
   five recipes and their controls. Two of the recipes decompose every matrix once, and each learns from 100 short
   documents at most.
 """
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness_ext.cli.exit_codes import MISTAKE
 from harness_ext.cli.secrecy import printable
 from harness_ext.cli.terminal import add_form_arguments, terminal_style
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand, add_model_args
 
 if TYPE_CHECKING:
@@ -44,11 +45,10 @@ KINDS = {
     "calibrated": "Compression that learns from texts",
     "search": "Search: edits that were tried out, and ranks that were chosen",
     "training": "Training",
-    "controls": "Controls",
     "yardsticks": "Yardsticks",
     "": "Others",
 }
-"""The groups of recipes as headings of the page."""
+"""The groups of recipes as headings of the page; controls are not audited."""
 EPILOG = """
 examples:
   $ lm_eval audit --model_args pretrained=google/gemma-2-2b --device cuda
@@ -99,14 +99,16 @@ class Audit(RecipesCommand):
             nargs="+",
             action="extend",
             metavar="<recipe>",
-            help="In place of the audit's own recipes; as in `lm_eval run`. Repeatable",
+            help="In place of the audit's own recipes, and none that is a control; as in `lm_eval run`. Repeatable",
         )
         parser.add_argument("--limit", type=float, metavar="<n>", help="At most so many documents of each sample")
         parser.add_argument("--device", metavar="<device>", help="As in `lm_eval run`")
         parser.add_argument(
             "--batch_size", default=BATCH_SIZE, metavar="<n>", help=f"As in `lm_eval run` (default: {BATCH_SIZE})"
         )
-        parser.add_argument("--output_path", metavar="<dir>", help="Where runs lie (default: results)")
+        parser.add_argument(
+            "--output_path", metavar="<dir>", help="Where runs lie, and their database (default: results)"
+        )
         add_form_arguments(parser)
         parser.set_defaults(func=self._run)
 
@@ -115,11 +117,22 @@ class Audit(RecipesCommand):
         from harness_ext.runs.python_api import load_recipe, run
 
         recipes = [load_recipe(one) for one in args.recipe or [recipe.asked for recipe in RECIPES]]
+        _refuse_controls(recipes)
         with redirect_stdout(sys.stderr):
             result = run(**_asked(args), recipes=recipes, verbose=True)
         print(printable(_page(args, recipes, result)))
         if result.failed:
             sys.exit(MISTAKE)
+
+
+def _refuse_controls(recipes: Sequence[Recipe]) -> None:
+    """Raise UserError for controls: a gain is what a recipe has before its control, and these have no idea."""
+    if controls := [recipe.label for recipe in recipes if recipe.group == "controls"]:
+        raise UserError(
+            f"{', '.join(controls)}: a control is no recipe to audit, since a gain counts where a recipe beats its"
+            f" control; every recipe gets {CONTROL} by itself, and `lm_eval run --recipe {shlex.quote(controls[0])}"
+            " ...` scores a control alone"
+        )
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:

@@ -129,8 +129,9 @@ def why_not(name: str, recipe: Recipe) -> str | None:
     ):
         return "its masks start from random ones (masks.start); random-subspace draws as many units at random"
     by_rank = own.name not in (RANDOM_SUBSPACE, IDENTITY) and _method(own).takes_keep
-    if by_rank and all(step.method == own.steps[0].method for step in recipe.steps):
-        return f"at the ranks that the recipe leaves, {own.name} is the same edit"
+    if all(step.method == own.steps[0].method for step in recipe.steps):
+        same = f"at the ranks that the recipe leaves, {own.name} is the same edit"
+        return same if by_rank else f"the recipe is itself what {own.name} does, and would be compared with its like"
     chosen, whole = ([of(step) for step in recipe.steps] for of in (chooses_units, takes_units))
     if own.name == RANDOM_SUBSPACE and any(chosen) and not all(chosen):
         what = "take units away" if any(whole) else "keep units as they are"

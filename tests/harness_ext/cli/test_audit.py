@@ -32,7 +32,18 @@ def test_every_kind_of_recipe_that_edits_at_once_is_asked() -> None:
     recipes = [load_recipe(one.asked) for one in RECIPES]
     assert {recipe.group for recipe in recipes} == {"truncation", "components", "calibrated", "search"}
     assert all(load_recipe(one.in_full).name == recipe.name for one, recipe in zip(RECIPES, recipes, strict=True))
-    assert set(KINDS) == set(GROUPS)
+    assert {*KINDS, "controls"} == set(GROUPS)
+
+
+@pytest.mark.parametrize("name", ["random-subspace:seed=3", "bottom-k", "noise", "identity", "baseline"])
+def test_a_control_is_no_recipe_to_audit(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A control that is controlled by a control says nothing, and a gain of one would be none."""
+    assert call(monkeypatch, *DEMO, "--recipe", "laser", name) == 2
+    said = capsys.readouterr().err
+    assert f"error: {name}: a control is no recipe to audit" in said and "--control" not in said
+    assert not Path("results").exists()
 
 
 @pytest.mark.slow

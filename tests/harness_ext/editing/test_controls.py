@@ -177,6 +177,13 @@ def test_units_are_drawn_by_the_seed_that_the_control_is_given(recipe: str) -> N
 def test_the_recipe_itself_is_no_control_of_it() -> None:
     for name, recipe in (("laser", "svd"), ("svd", "laser:keep.rank=3"), ("bottom-k", "bottom-k")):
         assert why_not(name, parse_recipe(recipe)) == f"at the ranks that the recipe leaves, {name} is the same edit"
+    for name in ("random-subspace", "noise", "identity"):
+        for recipe in (name, f"{name}:layers=[-1]"):
+            assert why_not(name, parse_recipe(recipe)) == (
+                f"the recipe is itself what {name} does, and would be compared with its like"
+            )
+    for name, recipe in (("random-subspace", "noise"), ("noise", "random-subspace"), ("random-subspace", "bottom-k")):
+        assert why_not(name, parse_recipe(recipe)) is None
     for name, recipe in (("identity", "svd"), ("random-subspace", "svd"), ("svd", "svd-llm"), ("noise", "svd")):
         assert why_not(name, parse_recipe(recipe)) is None
 
