@@ -4,9 +4,9 @@ recipe named: a few recipes of each kind with controls, on small samples that ar
 Notable choices:
 - The runs are ordinary ones: kept, resumed and on the board like all others. The page is made of their judged cells.
 - Recipes that learn do so from the samples' training items, of which none is scored.
-- A variant costs forward passes over the samples, about 12,500 tokens in 1,002 requests; there are eleven, the baseline,
-  five recipes and their controls. Two of the recipes decompose every matrix once, and each learns from 100 short
-  documents at most.
+- A variant costs forward passes over the samples, about 12,500 tokens in 1,002 requests; there are eleven, the
+  baseline, five recipes and their controls. Two of the recipes decompose every matrix once, and each learns from 100
+  short documents at most.
 """
 
 from __future__ import annotations

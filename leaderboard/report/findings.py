@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple
 from leaderboard.board.cell import Cell, as_good_controls
 from leaderboard.board.standings import ALONE, AS_CONTROL, BEATS, HARM, KINDS, kind
 from leaderboard.readers.records import BASELINE
+from leaderboard.report.sample_reach import reach_lines
 from leaderboard.report.words import control_text, improvement_limits, improvement_point, improvement_text
-from leaderboard.terminal.format import TOO_FEW, counted, direction, metric_name, number, percent, plain, undecided
+from leaderboard.terminal.format import TOO_FEW, counted, direction, metric_name, number, percent, plain
 from leaderboard.terminal.marks import MARKS, MINUS
 
 QUESTION = "Is there anything to gain here?"
@@ -75,6 +76,7 @@ def findings_page(
         PageLine("text", answer(edited, sum(recipe.failure is not None for recipe in audited))),
         PageLine("text", RULE),
         *(PageLine("text", text) for text in (_harm(edited), _corrected(edited), _clipped(edited)) if text),
+        *(PageLine("text", text) for text in reach_lines(edited)),
         PageLine("heading", f"The unedited model: {model}"),
         *_baseline_lines(cells),
         *_kind_lines(audited, edited, commands),
@@ -275,20 +277,15 @@ def _beside(cell: Cell) -> str:
 
 
 def _in_brief(cell: Cell) -> str:
-    """A cell that shows neither a gain nor a loss: the improvement, and how many documents would decide it."""
-    return f"{plain(cell.task)} {_improvement(cell)}".strip() + _needed(cell)
-
-
-def _needed(cell: Cell) -> str:
-    """How many documents would decide an undecided cell; where that is not known, what the board says of it, without
-    the words that stand in place of its interval.
+    """A cell that shows neither a gain nor a loss: the improvement alone, since the page says once what its sample can
+    show; and of an undecided one, that documents got far worse, which an interval above zero would not tell.
     """
-    if cell.verdict != "undecided":
-        return ""
-    if cell.documents_needed is None or cell.too_few is not None or cell.documents_needed <= (cell.n or 0):
-        lacks = (undecided(cell) or "").removeprefix(f"{TOO_FEW}: " if cell.says_nothing else "")
-        return f" ({lacks})" if lacks else ""
-    return f" (about {cell.documents_needed:,} documents would decide, {cell.n:,} are here)"
+    improvement = _improvement(cell)
+    if cell.too_few is not None:
+        improvement = improvement.removesuffix(f", {TOO_FEW}")
+    ruined = cell.clipping.lost if cell.verdict == "undecided" and cell.clipping is not None else 0
+    beside = f" ({counted(ruined, 'document', 'documents')} got far worse)" if ruined else ""
+    return f"{plain(cell.task)} {improvement}".strip() + beside
 
 
 def _improvement(cell: Cell) -> str:

@@ -11,6 +11,7 @@ from leaderboard.compare.clipping import Clipping
 from leaderboard.compare.needs import TooFew
 from leaderboard.report.findings import AuditedRecipe, PageLine, answer, finding_rows, findings_page
 from leaderboard.report.findings_forms import as_markdown_page, as_terminal_page
+from leaderboard.statistics import share_limit
 
 LASER = AuditedRecipe("laser", "From the weights alone")
 SVD_LLM = AuditedRecipe("svd-llm:calibration.samples=96", "Compression")
@@ -106,7 +107,7 @@ def test_the_page_has_what_helps_breaks_costs_and_is_undecided() -> None:
     assert "What breaks: svd-llm on text." in shown
     assert "10 comparisons with the unedited model and 4 with controls (Benjamini-Hochberg" in shown
     assert "  laser: 80.0% of the parameters are kept\n    helps      facts: acc 0.5000 -> 0.6000" in shown
-    assert "undecided  piqa +0.010 [-0.190, +0.210] (about 900 documents would decide, 100 are here)" in shown
+    assert "undecided  piqa +0.010 [-0.190, +0.210]\n" in shown
     assert "asked as   svd-llm:calibration.samples=96\n    breaks     text" in shown
     assert all(command in shown for command in COMMANDS.values())
 
@@ -123,19 +124,57 @@ def test_the_improvement_to_a_best_value_in_the_middle_is_the_plain_one() -> Non
     assert "undecided  bias -0.469, too few documents" in as_terminal_page(page([BASE, nothing]), 200)
 
 
-def test_too_few_documents_is_said_once() -> None:
-    few = changed(UNDECIDED, too_few=TooFew(10), needs="{}", says_nothing=True, documents_needed=None)
-    shown = as_terminal_page(page([BASE, few]), 400)
-    assert "piqa +0.010, too few documents (whatever they answer, no test of 100 documents reaches 5 %" in shown
-    spread = as_terminal_page(page([BASE, changed(few, says_nothing=False)]), 400)
-    assert "piqa +0.010 [-0.190, +0.210] (too few documents: whatever they answer" in spread
+def test_too_few_documents_is_said_once_for_the_page() -> None:
+    """However many recipes and tasks: five documents of each were a paragraph of twenty lines a recipe."""
+    facts: dict[str, Any] = {"too_few": TooFew(10), "says_nothing": True, "subset": "first 5 of 60 documents", "n": 5}
+    labels = ("laser", SVD_LLM.label)
+    few = [changed(cell(label, task, "undecided"), **facts) for label in labels for task in ("a", "b", "c")]
+    shown = as_terminal_page(page([BASE, *few]), 400)
+    assert shown.count("undecided  a +0.010; b +0.010; c +0.010\n") == 2
+    told = "On a, b and c 5 documents show no difference, whatever the answers: a test takes at least 10.\n"
+    assert shown.count(told) == 1 and shown.count("too few documents") == 0
+    assert shown.count("without --limit there is more of them") == 1
+
+
+@pytest.mark.parametrize("needed", [(900, 2400), (900, 900), (None, None)])
+def test_what_samples_cannot_show_is_said_with_the_size_of_what_they_can(needed: tuple[int | None, ...]) -> None:
+    """A sample that was scored whole has no more documents, so that no number of them is advised to be scored."""
+    laser, svd = (
+        changed(cell(label, "facts", "undecided"), detectable=size, documents_needed=number, needed_for="within")
+        for label, size, number in zip(("laser", SVD_LLM.label), (0.123, 0.0711), needed, strict=True)
+    )
+    shown = as_terminal_page(page([BASE, laser, svd]), 400)
+    assert "can show, four times in five: a difference of 0.071 on facts (100 documents). Smaller ones may" in shown
+    span = {(900, 2400): "900 to 2,400", (900, 900): "900"}.get(needed)  # type: ignore[call-overload]
+    assert ("takes about" in shown) == (span is not None) and (span is None or f"about {span} documents" in shown)
+    assert shown.count("The samples have no more than these: the commands in full, below,") == 1
+    assert "would decide" not in shown and "--limit" not in shown
+
+
+def test_a_sample_too_small_to_rule_out_collapses_shows_no_gain() -> None:
+    """None of 40 documents got far worse, but 7 % of all may; of 72 fewer than 5 %."""
+    cells = {
+        n: changed(UNDECIDED, n=n, detectable=3.0, clipping=Clipping(1.0, 0, 9, share_limit(0, n), 5.0))
+        for n in (40, 72)
+    }
+    assert "On piqa no gain can be shown, since that takes 59 independent documents." in as_terminal_page(
+        page([BASE, cells[40]]), 200
+    )
+    assert "no gain can be shown" not in (shown := as_terminal_page(page([BASE, cells[72]]), 200))
+    assert "a difference of 3 on piqa (72 documents)" in shown
+    ruined = changed(cells[72], clipping=Clipping(1.0, 2, 0, share_limit(2, 72), 5.0))
+    assert "(2 documents got far worse)" in as_terminal_page(page([BASE, ruined]), 200)
+
+
+def test_where_nothing_is_undecided_nothing_is_said_of_what_samples_show() -> None:
+    assert "samples can show" not in as_terminal_page(page([BASE, GAIN, WORSE]), 200)
 
 
 def test_what_shows_nothing_stands_in_one_line() -> None:
     more = [cell("laser", "sums", "undecided", documents_needed=500), SAME, cell("laser", "bias", "same")]
     shown = as_terminal_page(page([BASE, UNDECIDED, *more]), 400)
     assert shown.count("undecided  ") == 1 and shown.count("    same  ") == 2
-    assert "(about 900 documents would decide, 100 are here); sums +0.010" in shown
+    assert "undecided  piqa +0.010 [-0.190, +0.210]; sums +0.010" in shown
 
 
 def test_a_recipe_that_edited_nothing_counts_nowhere() -> None:
