@@ -76,10 +76,12 @@ def sentence(found: SweepState) -> str:
     if found.driver:
         driver = f" Driven by {plain(found.driver)}."
     elif found.dead:
-        driver = f" Its driver, {plain(found.dead)}: start `lm_eval sweep run` again."
+        driver = f" Its driver, {plain(found.dead)}: start `lm_eval sweep run FILE` again."
     else:
-        driver = " No driver watches it: `lm_eval sweep run` goes on." if unsettled else ""
-        driver = driver or (" `lm_eval sweep retry` runs what failed, and what waits for it." if found.blocked else "")
+        driver = " No driver watches it: `lm_eval sweep run FILE` goes on." if unsettled else ""
+        driver = driver or (
+            " `lm_eval sweep retry FILE` runs what failed, and what waits for it." if found.blocked else ""
+        )
     return f"{found.summary}.{time_left}{driver}"
 
 
