@@ -73,7 +73,7 @@ def test_states_and_sweeps_are_chosen_in_the_url(root: Path) -> None:
 
 def test_a_sweep_that_nobody_drives_says_so(root: Path) -> None:
     sweep(root, "one", {"a": "done", "b": "waiting"})
-    assert "No driver watches it: `lm_eval sweep run` goes on." in texts(page("sweeps"), "text")
+    assert "No driver watches it: `lm_eval sweep run FILE` goes on." in texts(page("sweeps"), "text")
 
 
 def test_a_driver_that_died_is_told(root: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_driver_that_died_is_told(root: Path) -> None:
     app = page("sweeps")
     said = texts(app, "text")
     assert "1 of 2 cells done, 1 lost." in said and "Driven by" not in said
-    assert f"Its driver, {host()} (process {os.getpid()}) has died: start `lm_eval sweep run` again." in said
+    assert f"Its driver, {host()} (process {os.getpid()}) has died: start `lm_eval sweep run FILE` again." in said
     assert list(app.dataframe[0].value["State"]) == ["done", "lost"]
 
 
