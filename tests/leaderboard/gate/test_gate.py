@@ -58,7 +58,7 @@ def test_a_critical_task_that_loses_more_is_never_let_through_for_being_surer(ma
         return [gated(laser, base, tasks=terms).verdict for base, laser in runs]
 
     runs = []
-    for lost in (0, 3, 4, 5, 9):
+    for lost in (0, 3, 5, 6, 9):  # 6 of 300 are as many as the margin
         pair = kit.pair(300, 150, lost=lost)
         runs.append(
             tuple(
