@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from harness_ext.cli.terminal import add_form_arguments, terminal_style
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from harness_ext.progress import duration
+from leaderboard.commands import command_about
 from leaderboard.terminal.path_flags import local_path
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def _hours_told(lines: Sequence[Expectation], results: Path) -> str:
 
 def _command(*words: object) -> str:
     """A command of `lm_eval` that can be pasted."""
-    return shlex.join(["lm_eval", *map(str, words)])
+    return command_about(None, *map(str, words))
 
 
 def _gpu_time(hours: float, *, on_gpu: bool = True) -> str:
