@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from leaderboard.commands import advised
+from leaderboard.commands import advised, ingest_command
 from leaderboard.errors import DeletedRun, LeaderboardError, UnknownRun
 from leaderboard.readers import asked
 from leaderboard.readers.asked import CONTROL_OF_REVISION, REVISION
@@ -313,7 +313,7 @@ def deletions(store: Store) -> list[dict[str, Any]]:
 
 
 def deleted_words(store: Store, run_id: str) -> str:
-    """That the run whose id begins so was taken off the board, when and why, and the command that brings it back; empty
+    """That the run whose id begins so was taken off the board, when and why, and the commands that bring it back; empty
     where no such run, or several, were.
     """
     found = [row for row in deletions(store) if run_id and row["run_id"].startswith(run_id)]
@@ -321,9 +321,10 @@ def deleted_words(store: Store, run_id: str) -> str:
         return ""
     (row,) = found
     restore = advised(store.path, "runs", "restore", row["run_id"][:12])
+    ingest = ingest_command(store.path, store.places.resolved(row["path"]))
     return (
         f"run {row['run_id']} was taken off the board on {row['logged_at']:%Y-%m-%d %H:%M} UTC: {row['reason']}. Its"
-        f" files stay; {restore} brings it back"
+        f" files stay; {restore} brings it back, or lets `{ingest}` do so later where they are out of reach"
     )
 
 
