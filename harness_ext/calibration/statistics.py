@@ -86,8 +86,9 @@ class InputSecondMoment:
     the products of each batch in fp32 and adds them up in fp64.
     """
 
-    def __init__(self) -> None:
-        self._total: Tensor | None = None
+    def __init__(self, total: Tensor | None = None) -> None:
+        """total: zeros `[n, n]`, fp64, to sum into; made where there are none."""
+        self._total = total
         self._tokens = 0
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
@@ -111,7 +112,9 @@ class InputSecondMoment:
     def result(self) -> Tensor:
         """The mean, `[n, n]`, fp64."""
         total, tokens = self.summed()
-        return total / tokens
+        # In its place, since another as large would be held beside it; a mean is the sum of one.
+        self._tokens = 1
+        return total.div_(tokens)
 
     def summed(self) -> tuple[Tensor, int]:
         """The sum over tokens, `[n, n]`, fp64, and how many there were."""
@@ -131,13 +134,17 @@ class InputSecondMomentByHalves:
     """
 
     def __init__(self) -> None:
-        self._halves = (InputSecondMoment(), InputSecondMoment())
+        self._sums: Tensor | None = None
+        self._halves: tuple[InputSecondMoment, ...] = ()
         self._documents = 0
 
     def update(self, inputs: Tensor, gradients: Tensor | None, real: Tensor) -> None:
         """See `Statistic`."""
         import torch
 
+        if self._sums is None:
+            self._sums = inputs.new_zeros(2, inputs.shape[-1], inputs.shape[-1], dtype=torch.float64)
+            self._halves = tuple(InputSecondMoment(half) for half in self._sums)
         places = torch.arange(self._documents, self._documents + len(inputs), device=real.device)
         for number, half in enumerate(self._halves):
             half.update(inputs, None, real & (places % 2 == number)[:, None])
@@ -145,10 +152,11 @@ class InputSecondMomentByHalves:
 
     def result(self) -> Tensor:
         """Both, `[2, n, n]`, fp64."""
-        import torch
-
-        (first, own), (second, others) = (half.summed() for half in self._halves)
-        return torch.stack([first, second]).div_(own + others)
+        assert self._sums is not None, "no batch was seen"
+        if self._halves:
+            self._sums.div_(sum(half.summed()[1] for half in self._halves))
+            self._halves = ()
+        return self._sums
 
 
 @statistic(name="gradient_second_moment", needs="gradients", numbers=lambda shape: shape[0] ** 2)
@@ -232,7 +240,9 @@ class InputCrossMoment:
     def result(self) -> Tensor:
         """The mean, `[n, n]`, fp64."""
         assert self._total is not None, "no batch was seen"
-        return self._total / self._tokens
+        self._total.div_(self._tokens)
+        self._tokens = 1
+        return self._total
 
 
 def _squared_columns(g: Tensor, x: Tensor) -> Tensor:

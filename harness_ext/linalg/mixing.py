@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness_ext.linalg.moments import least_ridge, overwrite_by_cholesky, ridged
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,21 +23,17 @@ def moments_by_head(weight: Tensor, bias: Tensor | None, moment: Tensor, mean: T
     return squares + crossed + crossed.mT + shift[:, :, None] * shift[:, None]
 
 
-def least_ridge(trace: float) -> float:
-    """What is added to the diagonal of a moment in fp64 so that rounding lets it be inverted."""
-    return 8 * 2.0**-52 * trace
-
-
 def root_of(moment: Tensor, ridge: float) -> Tensor:
     """L of `C + t I`, `[d, d]`, lower, t the ridge as a share of the mean of its diagonal, no less than rounding asks
     for; I of what is zero.
     """
     import torch
 
-    identity = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     trace = float(moment.diagonal().sum())
     pull = max(ridge * trace / len(moment), least_ridge(trace))
-    return torch.linalg.cholesky(moment + pull * identity) if pull > 0 else identity
+    if pull > 0:
+        return overwrite_by_cholesky(ridged(moment, pull))
+    return torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
 
 
 def orthonormal(mixture: Tensor) -> tuple[Tensor, Tensor]:

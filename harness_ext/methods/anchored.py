@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from harness_ext.linalg.moments import overwrite_by_cholesky, ridged
 from harness_ext.methods import Edit, method
 from harness_ext.methods.feature_space import leading_directions, output_spectrum
 
@@ -69,11 +70,19 @@ def anchored(
         anchor = _of_the_matrix(dense, second, crossed, ridge, keep)
         origin = f"{REFITTED}, anchor {anchor:.3g}"
     target = anchor * original + (1 - anchor) * mean
-    blended = anchor * cross + (1 - anchor) * moment
+    blended = (1 - anchor) * moment
+    blended += anchor * cross
     if centred:
-        moment, blended = moment - mean.outer(mean), blended - target.outer(mean)
+        blended -= target.outer(mean)
+        moment = moment - mean.outer(mean)
+    aimed = dense @ blended
+    # as large as the moments, and they are what memory goes to
+    del blended
     pull, moment = _with_ridge(moment, ridge)
-    refitted = torch.cholesky_solve((dense @ blended + pull * dense).T, torch.linalg.cholesky(moment)).T
+    root = overwrite_by_cholesky(moment.clone())
+    half_way = torch.linalg.solve_triangular(root, (aimed + pull * dense).T, upper=False)
+    refitted = torch.linalg.solve_triangular(root.T, half_way, upper=True).T
+    del root
     eigenvalues, eigenvectors = output_spectrum(refitted, moment)
     rank = keep.rank_for((dense.shape[0], dense.shape[1]), eigenvalues.sqrt())
     directions, fallback = leading_directions(refitted, eigenvalues, eigenvectors, rank)
@@ -88,14 +97,14 @@ def _with_ridge(moment: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
 
     pull = ridge * moment.diagonal().mean()
     pull = torch.where(pull > 0, pull, torch.ones_like(pull))
-    return pull, moment + pull * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return pull, ridged(moment, pull)
 
 
 def _of_the_matrix(weight: Tensor, moment: Tensor, cross: Tensor, ridge: float, keep: Keep) -> float:
     """`least_lost_anchor` at the rank that the budget leaves of W as it is."""
     import torch
 
-    root = torch.linalg.cholesky(_with_ridge(moment, ridge)[1])
+    root = overwrite_by_cholesky(_with_ridge(moment, ridge)[1])
     outputs = weight @ root
     change = torch.linalg.solve_triangular(root, (weight @ (cross - moment)).T, upper=False).T
     rank = keep.rank_for((weight.shape[0], weight.shape[1]), torch.linalg.svdvals(outputs))

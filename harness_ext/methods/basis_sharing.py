@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from harness_ext.linalg.moments import add_ridge
 from harness_ext.methods import Edit, method
 from harness_ext.methods.feature_space import leading_directions, output_spectrum
 from harness_ext.model.size import stored_parameters
@@ -147,7 +148,7 @@ def refitted(left: Tensor, right: Tensor, weight: Tensor, moment: Tensor) -> Ten
     scale = gram.diagonal().mean()
     if not bool(scale > 0):
         return left
-    gram = (gram + gram.T) / 2 + _RIDGE * scale * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    gram = add_ridge((gram + gram.T) / 2, _RIDGE * scale)
     root, failed = torch.linalg.cholesky_ex(gram)
     if bool(failed):
         return left

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from harness_ext.linalg.devices import full_rate_fp64
+from harness_ext.linalg.moments import overwrite_by_eigenvectors, ridged
 from harness_ext.methods import Edit, call, method
 
 if TYPE_CHECKING:
@@ -95,16 +96,6 @@ def spanned(eigenvalues: Tensor) -> int:
     return int((eigenvalues > eigenvalues[0] * len(eigenvalues) * 1e-15).sum())
 
 
-def ridged(moment: Tensor, ridge: float | None) -> Tensor:
-    """`M + ridge I` of a second moment `[n, n]`; the moment itself without a ridge."""
-    import torch
-
-    if ridge is None:
-        return moment
-    moment = moment.double()
-    return moment + ridge * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-
-
 def centred_spectrum(weight: Tensor, moment: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     """`output_spectrum` for the covariance of the inputs, from their second moment `[n, n]` and mean `[n]`."""
     mean = mean.double()
@@ -125,7 +116,7 @@ def output_spectrum(weight: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
         basis, weight = torch.linalg.qr(weight)
     moment = weight @ spread @ weight.T
     # Rounding leaves the product a little asymmetric, and eigh reads one triangle only.
-    eigenvalues, eigenvectors = torch.linalg.eigh((moment + moment.T) / 2)
+    eigenvalues, eigenvectors = overwrite_by_eigenvectors((moment + moment.T) / 2)
     eigenvalues, eigenvectors = eigenvalues.flip(0).clamp(min=0), eigenvectors.flip(1)
     return eigenvalues, eigenvectors if basis is None else basis @ eigenvectors
 

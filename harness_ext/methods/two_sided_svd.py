@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from harness_ext.linalg.moments import add_ridge, overwrite_by_eigenvectors
 from harness_ext.methods import Edit, method
 from harness_ext.methods.feature_space import leading_directions, output_spectrum
 from harness_ext.methods.registry import only_if
@@ -156,7 +157,7 @@ def weighted_outputs(
     are_weighted = bool(outputs.diagonal().max() > 0)
     if not are_weighted:
         outputs = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
-    values, vectors = torch.linalg.eigh(outputs)
+    values, vectors = overwrite_by_eigenvectors(outputs)
     # shrinking leaves no eigenvalue below its share of the mean; rounding might
     roots = values.clamp(min=float(values[-1]) * 1e-15).sqrt()
     weighted = (vectors * roots) @ (vectors.T @ dense)
@@ -167,8 +168,5 @@ def weighted_outputs(
 
 def shrunk(moment: Tensor, share: float) -> Tensor:
     """`(1 - share) M + share mean(diag M) I` of a second moment `[n, n]`, in fp64."""
-    import torch
-
     moment = moment.double()
-    mean = moment.diagonal().mean()
-    return (1 - share) * moment + share * mean * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    return add_ridge((1 - share) * moment, share * moment.diagonal().mean())

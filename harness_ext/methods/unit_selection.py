@@ -23,12 +23,20 @@ whose output is hundreds of times larger.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from harness_ext.linalg.components import Component, ComponentEdit, MatrixBeside
-from harness_ext.linalg.mixing import least_ridge
+from harness_ext.linalg.greedy_removal import by_price
+from harness_ext.linalg.moments import (
+    add_ridge,
+    least_ridge,
+    overwrite_by_cholesky,
+    overwrite_by_eigenvectors,
+    overwrite_by_inverse,
+    ridged,
+)
 from harness_ext.methods import method
 from harness_ext.model.components import left_of
 
@@ -65,14 +73,14 @@ def mlp_select(
     import torch
 
     dense = weight.double()
-    moments = Moments.of(input_second_moment_by_halves.to(weight.device), ridge)
+    moments = Moments(input_second_moment_by_halves.double().to(weight.device), ridge)
     count = left_of(dense.shape[1], unit_fraction)
-    kept = _chosen(dense, moments.whole, ranking, count, generator)
+    kept = _chosen(dense, moments.whole(), ranking, count, generator)
     refits = moments.favour_refit(dense, kept) if refit == "auto" else refit
     values = weight.new_zeros(weight.shape)
     everything = count == dense.shape[1]
     stays = values.new_zeros(values.shape[1], dtype=torch.bool).index_fill(0, kept, value=True)
-    values[:, kept] = weight[:, kept] if everything or not refits else refitted(dense, moments.whole, kept).to(weight)
+    values[:, kept] = weight[:, kept] if everything or not refits else refitted(dense, moments.whole(), kept).to(weight)
     return ComponentEdit(
         values,
         UNTESTED if refit == "auto" and not moments.testable else None,
@@ -87,49 +95,49 @@ def mlp_select(
     )
 
 
-class Moments(NamedTuple):
-    """`C_t` of all documents and of each half, `[n, n]` in fp64. halves: each with half of the ridge; None where one of
-    them is empty.
+class Moments:
+    """`C_t` of all documents, and of each half of them with half of the ridge, `[n, n]` in fp64: made anew whenever one
+    is asked for, since a few of them are all that memory has room for in a wide MLP.
     """
 
-    whole: Tensor
-    halves: Tensor | None
-
-    @classmethod
-    def of(cls, by_halves: Tensor, ridge: float) -> Moments:
-        """From the two sums; see `mlp_select`. The ridge is no less than rounding in fp64 lets a matrix be inverted
-        at.
-        """
-        import torch
-
-        sums = by_halves.double()
-        identity = torch.eye(sums.shape[1], dtype=sums.dtype, device=sums.device)
-        traces = sums.diagonal(dim1=1, dim2=2).sum(1)
-        pull = max(ridge, least_ridge(float(traces.sum())))
-        testable = bool((traces > 0).all())
-        return cls(sums.sum(0) + pull * identity, sums + pull / 2 * identity if testable else None)
-
-    @property
-    def testable(self) -> bool:
+    def __init__(self, by_halves: Tensor, ridge: float) -> None:
+        """From the two sums, in fp64; see `mlp_select`."""
+        self._sums = by_halves
+        traces = by_halves.diagonal(dim1=1, dim2=2).sum(1)
+        self._pull = _pull(float(traces.sum()), ridge)
+        self.testable = bool((traces > 0).all())
         """Whether what is made from one half can be tested on the other."""
-        return self.halves is not None
+
+    def whole(self) -> Tensor:
+        """Of all documents."""
+        return add_ridge(self._sums.sum(0), self._pull)
+
+    def half(self, number: int) -> Tensor:
+        """Of the first, 0, or the second, 1."""
+        return ridged(self._sums[number], self._pull / 2)
 
     def favour_refit(self, dense: Tensor, kept: Tensor) -> bool:
         """Whether refits to one half of the documents do better than the selection on the other, both summed."""
-        if self.halves is None:
+        if not self.testable:
             return False
-        tests = list(zip(self.halves, self.halves.flip(0), strict=True))
-        held_out = sum(error_of(dense, refitted(dense, own, kept), kept, other) for own, other in tests)
-        return held_out < sum(error_of(dense, dense[:, kept], kept, other) for _, other in tests)
+        refits, selections = zip(*(self._errors(dense, kept, own) for own in (0, 1)), strict=True)
+        return sum(refits) < sum(selections)
+
+    def _errors(self, dense: Tensor, kept: Tensor, own: int) -> tuple[float, float]:
+        """Of the refit to this half, and of the selection, on the other half."""
+        read = refitted(dense, self.half(own), kept)
+        test = self.half(1 - own)
+        return error_of(dense, read, kept, test), error_of(dense, dense[:, kept], kept, test)
+
+
+def _pull(trace: float, ridge: float) -> float:
+    """The ridge, no less than rounding in fp64 lets a matrix of this trace be inverted at."""
+    return max(ridge, least_ridge(trace))
 
 
 def with_ridge(moment: Tensor, ridge: float) -> Tensor:
-    """A moment `[n, n]` in fp64 with a ridge, no less than rounding asks for."""
-    import torch
-
-    whole = moment.double()
-    pull = max(ridge, least_ridge(float(whole.diagonal().sum())))
-    return whole + pull * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
+    """A copy of a moment `[n, n]`, in fp64, with a ridge, no less than rounding asks for."""
+    return ridged(moment, _pull(float(moment.diagonal().double().sum()), ridge))
 
 
 def unexplained_variances(
@@ -145,15 +153,16 @@ def unexplained_variances(
     if not bool(moment.any()):
         return torch.zeros(len(moment), dtype=torch.float64, device=moment.device)
     order = order_of(dense, with_ridge(moment, ridge), ranking, generator)
-    return torch.linalg.cholesky(with_ridge(moment, 0)[order][:, order]).diagonal().square()
+    return overwrite_by_cholesky(with_ridge(moment, 0)[order[:, None], order]).diagonal().square()
 
 
 def refitted(dense: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
     """`W C[:, S] C[S, S]^-1`, `[m, k]` in fp64. moment: C `[n, n]`, positive definite. kept: the indices S."""
     import torch
 
-    own = torch.linalg.cholesky(moment[kept][:, kept])
-    return torch.cholesky_solve(moment[kept] @ dense.T, own).T
+    read = (moment @ dense.T)[kept]
+    own = overwrite_by_cholesky(moment[kept[:, None], kept])
+    return torch.linalg.solve_triangular(own.T, torch.linalg.solve_triangular(own, read, upper=False), upper=True).T
 
 
 def error_of(dense: Tensor, read: Tensor, kept: Tensor, moment: Tensor) -> float:
@@ -175,56 +184,31 @@ def _only(bias: Tensor | None, kept: Tensor) -> Tensor | None:
 
 
 def _chosen(dense: Tensor, moment: Tensor, ranking: Ranking, count: int, generator: Generator) -> Tensor:
-    """The indices of the kept units, `[k]`, ascending; among equals, the first."""
+    """The indices of the kept units, `[k]`, ascending; among equals, the first. moment: is overwritten."""
     return order_of(dense, moment, ranking, generator, count)[:count].sort().values
 
 
 def order_of(dense: Tensor, moment: Tensor, ranking: Ranking, generator: Generator, count: int = 1) -> Tensor:
-    """The indices of all units, `[n]`, the most important first. count: how many are to be told from the others; of
-    `obs`, whose order costs more, the first so many are in no order.
+    """The indices of all units, `[n]`, the most important first. moment: is overwritten. count: how many are to be told
+    from the others; of `obs`, whose order costs more, the first so many are in no order.
     """
     import torch
 
     if ranking == "random":
         return torch.randperm(dense.shape[1], generator=generator).to(dense.device)
     if ranking == "obs":
-        return _by_price(dense, moment, count)
+        return by_price(dense, moment, count)
     return scores(dense, moment, ranking).argsort(descending=True, stable=True)
 
 
 def scores(dense: Tensor, moment: Tensor, ranking: Ranking) -> Tensor:
-    """What units are ranked by, `[n]`, the most important highest; of the rankings that score each unit once."""
-    import torch
-
+    """What units are ranked by, `[n]`, the most important highest; of the rankings that score each unit once. moment:
+    is overwritten.
+    """
     if ranking == "leverage":
-        return 1 / torch.cholesky_inverse(torch.linalg.cholesky(moment)).diagonal()
+        return 1 / overwrite_by_inverse(moment).diagonal()
     if ranking == "zca":
-        values, vectors = torch.linalg.eigh(moment)
-        return 1 / (vectors.square() @ values.clamp(min=float(values[-1]) * 1e-16).rsqrt()).square()
+        values, vectors = overwrite_by_eigenvectors(moment)
+        return 1 / (vectors.square_() @ values.clamp(min=float(values[-1]) * 1e-16).rsqrt()).square()
     energy = moment.diagonal()
     return energy if ranking == "energy" else energy.sqrt() * dense.norm(dim=0)
-
-
-def _by_price(dense: Tensor, moment: Tensor, count: int) -> Tensor:
-    """Greedy removal by the exact price: the units left, and those removed, the last first, `[n]`. K, the inverse
-    moment of the units left, and W', refitted to them, follow each removal by a change of rank one, `O(n^2)` a unit.
-    """
-    import torch
-
-    inverse, read = torch.cholesky_inverse(torch.linalg.cholesky(moment)), dense.clone()
-    live = torch.ones(dense.shape[1], dtype=torch.bool, device=dense.device)
-    removed: list[int] = []
-    for _ in range(dense.shape[1] - count):
-        prices = (read.square().sum(0) / inverse.diagonal()).masked_fill(~live, torch.inf)
-        gone = int(prices.argmin())
-        row = inverse[gone] / inverse[gone, gone]
-        read -= read[:, gone, None] * row
-        inverse -= inverse[:, gone, None] * row
-        # rounding aside these are zero, and nothing may divide by what is left of them
-        read[:, gone] = 0
-        inverse[gone], inverse[:, gone] = 0, 0
-        inverse[gone, gone] = 1
-        live[gone] = False
-        removed.append(gone)
-    last_first = torch.tensor(removed[::-1], dtype=torch.int64, device=dense.device)
-    return torch.cat([live.nonzero().flatten(), last_first])

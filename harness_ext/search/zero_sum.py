@@ -13,6 +13,7 @@ from pydantic import Field
 
 from harness_ext.calibration.by_layer import LearnedComponents
 from harness_ext.errors import BudgetTooSmall
+from harness_ext.linalg.moments import ridged
 from harness_ext.methods import call
 from harness_ext.methods.search_registry import Fraction, SearchResult, checking, gathering, search
 from harness_ext.model.digests import moved
@@ -141,7 +142,7 @@ def _output_basis(weight: Tensor, learned: Mapping[str, Tensor], ridge: float | 
     finds the spectrum.
     """
     from harness_ext.methods import Svd
-    from harness_ext.methods.feature_space import output_spectrum, ridged, spanned
+    from harness_ext.methods.feature_space import output_spectrum, spanned
 
     moment = moved(learned["input_second_moment"], weight.device)
     values, directions = remember(output_spectrum, weight, ridged(moment, ridge))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from harness_ext.calibration.statistics import InputSecondMoment, InputSecondMomentByHalves
+from harness_ext.editing.plan_timing import live_bytes
 from harness_ext.errors import RecipeError
 from harness_ext.linalg.components import Component, ComponentEdit
 from harness_ext.methods.unit_selection import (
@@ -270,3 +271,23 @@ def test_the_halves_add_up_and_every_other_document_is_in_the_first() -> None:
 def test_what_no_step_can_have_is_refused(bad: str) -> None:
     with pytest.raises((RecipeError, ValidationError)):
         parse_recipe(f"modegpt-mlp:{bad}")
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_an_edit_holds_few_moments_of_the_inner_width(ranking: str) -> None:
+    """Beside the two that it is given, which an inner width of 11008 makes a gigabyte each: one, and what is decomposed
+    of it. Eigenvectors take two more, in LAPACK.
+    """
+    units = 256
+    made = torch.randn(2, 2 * units, units, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    halves = made.mT @ made / (4 * units)
+    held = live_bytes(
+        lambda: mlp_select(
+            torch.ones(8, units),
+            component=Component({"up_proj": torch.ones(units, 8)}, {}),
+            input_second_moment_by_halves=halves,
+            generator=torch.Generator(),
+            ranking=ranking,  # type: ignore[arg-type]
+        )
+    )
+    assert held < (3.5 if ranking == "zca" else 2.5) * 8 * units**2
