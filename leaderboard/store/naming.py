@@ -26,7 +26,7 @@ from typing import NamedTuple
 from leaderboard.commands import advised
 from leaderboard.errors import UnknownRun
 from leaderboard.store.database import Store
-from leaderboard.store.queries import deleted_words
+from leaderboard.store.queries import deleted_at, deleted_words
 
 MOST_CANDIDATES = 10
 ID_DIGITS = 12
@@ -109,6 +109,9 @@ def resolve(
         found = lying_at(runs, Path(name))
         refuse_both(name, found, exactly(runs, name))
         if len({run.run_id for run in found}) != 1:
+            gone = [] if found else deleted_at(store, Path(name))
+            if len(gone) == 1 and (told := deleted_words(store, gone[0])):
+                raise UnknownRun(told)
             raise UnknownRun(
                 f"{name} holds {len(found) or 'no'} runs of this leaderboard: name one run's folder or results file,"
                 " its id, or MODEL/RECIPE"

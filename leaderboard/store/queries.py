@@ -312,6 +312,13 @@ def deletions(store: Store) -> list[dict[str, Any]]:
     )
 
 
+def deleted_at(store: Store, place: Path) -> list[str]:
+    """The ids of the runs that are off the board and whose folder this is, or whose results file."""
+    where = place.resolve()
+    folders = [(row["run_id"], store.places.resolved(row["path"]).resolve()) for row in deletions(store)]
+    return [run_id for run_id, own in folders if own in (where, where.parent)]
+
+
 def deleted_words(store: Store, run_id: str) -> str:
     """That the run whose id begins so was taken off the board, when and why, and the commands that bring it back; empty
     where no such run, or several, were.

@@ -59,6 +59,9 @@ def test_whoever_names_a_deleted_run_is_told_of_the_deletion(two_runs: tuple[Pat
             queries.run_details(store, run_id[:8])
         with pytest.raises(UnknownRun, match=told):
             find_run(store, run_id[:8])
+        for place in (two_runs[1], next(two_runs[1].glob("results_*.json"))):
+            with pytest.raises(UnknownRun, match=told):
+                find_run(store, str(place))
         with pytest.raises(UnknownRun, match="no run feedface in the leaderboard"):
             queries.run_details(store, "feedface")
 
