@@ -80,7 +80,7 @@ def mlp_select(
     values = weight.new_zeros(weight.shape)
     everything = count == dense.shape[1]
     stays = values.new_zeros(values.shape[1], dtype=torch.bool).index_fill(0, kept, value=True)
-    values[:, kept] = weight[:, kept] if everything or not refits else refitted(dense, moments.whole(), kept).to(weight)
+    values[:, kept] = weight[:, kept] if everything or not refits else moments.refit(dense, kept).to(weight)
     return ComponentEdit(
         values,
         UNTESTED if refit == "auto" and not moments.testable else None,
@@ -116,6 +116,17 @@ class Moments:
         """Of the first, 0, or the second, 1."""
         return ridged(self._sums[number], self._pull / 2)
 
+    def refit(self, dense: Tensor, kept: Tensor, half: int | None = None) -> Tensor:
+        """`W C_t[:, S] C_t[S, S]^-1`, `[m, k]` in fp64, of all documents or of a half of them. kept: the indices S."""
+        import torch
+
+        moment = self.whole() if half is None else self.half(half)
+        read, own = (moment @ dense.T)[kept], moment[kept[:, None], kept]
+        del moment
+        root = overwrite_by_cholesky(own)
+        half_way = torch.linalg.solve_triangular(root, read, upper=False)
+        return torch.linalg.solve_triangular(root.T, half_way, upper=True).T
+
     def favour_refit(self, dense: Tensor, kept: Tensor) -> bool:
         """Whether refits to one half of the documents do better than the selection on the other, both summed."""
         if not self.testable:
@@ -125,7 +136,7 @@ class Moments:
 
     def _errors(self, dense: Tensor, kept: Tensor, own: int) -> tuple[float, float]:
         """Of the refit to this half, and of the selection, on the other half."""
-        read = refitted(dense, self.half(own), kept)
+        read = self.refit(dense, kept, own)
         test = self.half(1 - own)
         return error_of(dense, read, kept, test), error_of(dense, dense[:, kept], kept, test)
 
@@ -154,15 +165,6 @@ def unexplained_variances(
         return torch.zeros(len(moment), dtype=torch.float64, device=moment.device)
     order = order_of(dense, with_ridge(moment, ridge), ranking, generator)
     return overwrite_by_cholesky(with_ridge(moment, 0)[order[:, None], order]).diagonal().square()
-
-
-def refitted(dense: Tensor, moment: Tensor, kept: Tensor) -> Tensor:
-    """`W C[:, S] C[S, S]^-1`, `[m, k]` in fp64. moment: C `[n, n]`, positive definite. kept: the indices S."""
-    import torch
-
-    read = (moment @ dense.T)[kept]
-    own = overwrite_by_cholesky(moment[kept[:, None], kept])
-    return torch.linalg.solve_triangular(own.T, torch.linalg.solve_triangular(own, read, upper=False), upper=True).T
 
 
 def error_of(dense: Tensor, read: Tensor, kept: Tensor, moment: Tensor) -> float:
