@@ -109,8 +109,8 @@ def with_controls(
 
 
 def controls_beside(run: Path) -> list[Path]:
-    """The folders beside a run's that hold controls of its recipe; none where it has no receipt or they lie elsewhere.
-    A receipt that cannot be read is passed over.
+    """The folders beside a run's that hold controls of its recipe on the same weights; none where it has no receipt or
+    they lie elsewhere. A receipt that cannot be read is passed over.
     """
     folder = run if run.is_dir() else run.parent
     made = _made_by(folder / RECEIPT)
@@ -123,10 +123,13 @@ def controls_beside(run: Path) -> list[Path]:
 
 
 class _MadeBy(NamedTuple):
-    """A recipe, and the revisions of its methods where above 1."""
+    """A recipe, the revisions of its methods where above 1, and the model: its name, its identity, and the digest of
+    the weights that were edited, which another revision in the same folder, or another dtype, does not share.
+    """
 
     recipe_id: str | None
     revisions: Mapping[str, int]
+    model: tuple[str | None, ...]
 
 
 def _made_by(path: Path, *, of_control: bool = False) -> _MadeBy | None:
@@ -140,9 +143,10 @@ def _made_by(path: Path, *, of_control: bool = False) -> _MadeBy | None:
     recipe = receipt.recipe
     if receipt.status != "complete":
         return None
+    model = (receipt.model.name, receipt.model.identity, receipt.weights.digest_before)
     if of_control:
-        return _MadeBy(recipe.control_of, recipe.control_of_revisions)
-    return _MadeBy(receipt.recipe_id, recipe.revisions)
+        return _MadeBy(recipe.control_of, recipe.control_of_revisions, model)
+    return _MadeBy(receipt.recipe_id, recipe.revisions, model)
 
 
 def _unshared(store: Store, a: str, b: str) -> tuple[Unshared, Unshared]:

@@ -186,5 +186,9 @@ def test_the_controls_beside_a_run_are_found(variant: Any) -> None:
     (results,) = svd.glob("results_*.json")
     assert controls_beside(svd) == controls_beside(results) == [control]
     assert controls_beside(baseline) == controls_beside(control) == []
+    receipt = json.loads((control / "receipt.json").read_text())
+    other = receipt | {"weights": receipt["weights"] | {"digest_before": "blake3:" + "0" * 64}}
+    (control / "receipt.json").write_text(json.dumps(other))
+    assert controls_beside(svd) == [], "a control of another revision of the model is not its own"
     (control / "receipt.json").write_text("{")
     assert controls_beside(svd) == []
