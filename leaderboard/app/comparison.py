@@ -13,6 +13,7 @@ from leaderboard.board.cell import COMPARED, Cell, as_good_controls
 from leaderboard.board.standings import AS_CONTROL, kind
 from leaderboard.metrics import named
 from leaderboard.readers.records import BASELINE
+from leaderboard.report.words import improvement_limits
 from leaderboard.terminal.format import counted, direction, metric_name, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 
@@ -112,23 +113,6 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def improvement_limits(cell: Cell) -> tuple[float, float] | None:
-    """The 95 % limits of the improvement, positive where it is good; None where there are none, or where they cannot be
-    turned round, because the score crossed a best value in the middle.
-    """
-    if cell.low is None or cell.high is None or cell.says_nothing:
-        return None
-    if cell.best_value is None:
-        return (cell.low, cell.high) if cell.higher_is_better else (-cell.high, -cell.low)
-    if cell.baseline_score is None or cell.score is None:
-        return None
-    before, after = cell.baseline_score - cell.best_value, cell.score - cell.best_value
-    if before * after < 0 or before == 0:
-        return None
-    low, high = (-cell.high, -cell.low) if before > 0 else (cell.low, cell.high)
-    return low, min(high, abs(before))
-
-
 def improvement(cell: Cell) -> float | None:
     """Positive where it is good; of an unpaired difference that of the two scores."""
     if cell.improvement is not None or cell.delta is None or cell.best_value is not None:
@@ -150,7 +134,7 @@ def shown(cell: Cell, *, is_pair: bool) -> Shown:
     what = "better" if is_pair and cell.verdict == "better" else kind(cell)
     sign = "\u25b2" if what == "better" else MARKS[what].sign
     number = gain(improvement(cell), minus=MINUS)
-    limits = improvement_limits(cell)
+    limits = improvement_limits(cell, unpaired=True)
     ends = "" if limits is None else " to ".join(gain(end, minus=MINUS) for end in limits)
     words = what if what in COMPARED else MARKS[what].words
     if cell.unpaired:

@@ -46,13 +46,13 @@ class Cell:
     """One run on one metric of a task, its primary one unless it says otherwise, against its baseline.
 
     `delta`, `low` and `high` (95 %, not corrected) are recipe minus baseline in the metric's own units; `improvement`
-    is positive where that is good. `notes` holds warnings, or why the cell is incomparable or failed. `detectable` is
-    the smallest difference that its documents show with 80 % power on this board, `noise_floor` the share of answers
-    that flip when rounding alone changes, which the flips have to exceed; `choices` is filled only where two runs
-    are compared by themselves. `comparisons`: how many the verdict was corrected for. Of an undecided cell
-    `documents_needed` give it the verdict `needed_for` in four of five cases, if it alone gets more,
-    `documents_needed_together` if the board's other undecided cells do too; `needs` is what they were worked out from,
-    as the store has it.
+    is positive where that is good, with limits of its own where the best value lies in the middle. `notes` holds
+    warnings, or why the cell is incomparable or failed. `detectable` is the smallest difference that its documents show
+    with 80 % power on this board, `noise_floor` the share of answers that flip when rounding alone changes, which the
+    flips have to exceed; `choices` is filled only where two runs are compared by themselves. `comparisons`: how many
+    the verdict was corrected for. Of an undecided cell `documents_needed` give it the verdict `needed_for` in four of
+    five cases, if it alone gets more, `documents_needed_together` if the board's other undecided cells do too; `needs`
+    is what they were worked out from, as the store has it.
     `against_controls`: the same run on the same documents against each control of its own, in place of
     the baseline; `control` and `baseline_run` are then the control's name and run.
     `clipping`: one document counts for at most its bound in the interval, the p-values and `improvement`.
@@ -91,6 +91,8 @@ class Cell:
     parameters_kept: float | None = None
     notes: tuple[str, ...] = ()
     improvement: float | None = None
+    improvement_low: float | None = None
+    improvement_high: float | None = None
     margin: float | None = None
     p_same: float | None = None
     model_key: str = ""

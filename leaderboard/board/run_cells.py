@@ -293,6 +293,8 @@ def _compared(
         gained=found.gained,
         flip_rate=found.flip_rate,
         improvement=found.improvement,
+        improvement_low=found.improvement_low,
+        improvement_high=found.improvement_high,
         margin=found.margin,
         notes=(*before, *notes) if before else notes,
         noise_floor=judging.contents.noise_floor(run, score, baseline),

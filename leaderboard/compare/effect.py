@@ -108,8 +108,9 @@ class Effect:
     """What the pair shows. Fields that the kind of metric does not have are None; `improvement` > 0 is better.
 
     `drop_low` and `drop_high` are one-sided limits of the drop at the level asked for, None where none was.
-    `unit`: scores lie within [0, 1], so that drops of different tasks may be averaged. `needs`: what the number of
-    documents that decide rests on.
+    `improvement_low` and `improvement_high` are the 95 % limits of the improvement where they do not follow from those
+    of the difference: of a metric whose best value lies in the middle. `unit`: scores lie within [0, 1], so that drops
+    of different tasks may be averaged. `needs`: what the number of documents that decide rests on.
 
     `clipping`: one document counts for at most its bound in the interval, the p-values and `improvement`, while `delta`
     is the plain difference; None where no document can lie beyond. `collapse`: of `compare.collapse.collapse_signs`.
@@ -136,6 +137,8 @@ class Effect:
     clipping: Clipping | None = None
     needs: Needs | None = None
     collapse: tuple[str, ...] | None = None
+    improvement_low: float | None = None
+    improvement_high: float | None = None
 
     @property
     def drop(self) -> float | None:

@@ -131,6 +131,9 @@ def _in_the_middle(effect: Effect, comparison: Comparison, pair: PairedScores, b
     middle = MiddleScores(pair, best, bounds, comparison.range(pair.unit))
     improvement, p_value, p_worse = middle.test()
     low, high = middle.growth_limits(comparison.limits_at)
+    if effect.low is not None and effect.high is not None:
+        ends = middle.improvement_limits((effect.low, effect.high))
+        effect = replace(effect, improvement_low=finite_or_none(ends[0]), improvement_high=finite_or_none(ends[1]))
     crossed = (comparison.baseline.score - best) * (comparison.recipe.score - best) < 0
     notes = (f"crossed its best value {best:g}",) if crossed else ()
     return replace(

@@ -103,6 +103,10 @@ class MiddleScores:
         """Whether the distance to the best value changed."""
         return stats.middle_best_test(*self._arrays, self.best, self.pair.clusters, self.bounds)
 
+    def improvement_limits(self, moved: tuple[float, float]) -> tuple[float, float]:
+        """The 95 % limits of by how much the distance shrank; moved: those of the difference."""
+        return stats.middle_limits(moved, *self._arrays, self.best, self.pair.clusters, self.bounds)
+
     @property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         return self.pair.baseline, self.pair.recipe

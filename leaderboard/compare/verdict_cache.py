@@ -23,7 +23,11 @@ from typing import NamedTuple
 from leaderboard.compare import clipping, collapse, needs
 from leaderboard.compare.pairing import Pairing
 from leaderboard.readers.source_code import digest_of, sources_of
+from leaderboard.store import migrations
 from leaderboard.store.database import Store
+
+_SCHEMA = 18
+"""The first with all columns of `Judged`."""
 
 
 class Key(NamedTuple):
@@ -58,6 +62,8 @@ class Judged(NamedTuple):
     clipping: str | None = None
     needs: str | None = None
     collapse: str | None = None
+    improvement_low: float | None = None
+    improvement_high: float | None = None
 
 
 @cache
@@ -96,7 +102,7 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         alone = pairing.unpaired
         span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
-        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, None, None, None))
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 5))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -114,11 +120,15 @@ def judged(pairing: Pairing) -> Judged:
         clipping.to_json(effect.clipping),
         needs.to_json(effect.needs),
         collapse.to_json(effect.collapse),
+        effect.improvement_low,
+        effect.improvement_high,
     )
 
 
 def recall(store: Store, run_ids: Sequence[str]) -> Memory:
-    """What the table holds of these runs."""
+    """What the table holds of these runs; nothing where it lacks columns, since no other code's rows are taken."""
+    if (migrations.current(store.connection) or 0) < _SCHEMA:
+        return Memory({})
     names = ", ".join((*Key._fields, *Judged._fields))
     rows = store.connection.execute(
         f"SELECT {names} FROM comparisons WHERE code = ? AND run_id IN (SELECT unnest(?))", [code(), list(run_ids)]

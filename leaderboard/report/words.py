@@ -28,20 +28,19 @@ class ImprovementLimits(NamedTuple):
     high: float
 
 
-def improvement_limits(cell: Cell) -> ImprovementLimits | None:
-    """The 95 % interval of a cell's improvement; None where it has none that says anything.
+def improvement_limits(cell: Cell, *, unpaired: bool = False) -> ImprovementLimits | None:
+    """The 95 % interval of a cell's improvement; None where it has none that says anything, and of an unpaired
+    difference, but where that is asked for.
 
-    Where the best value lies in the middle, at `m`, the improvement is `|b - m| - |b + d - m|` for a baseline `b` and a
-    difference `d`: what that is over the interval of `d`.
+    Where the best value lies in the middle, both scores are estimates of how far from it they are, so that the limits
+    do not follow from those of the difference (`statistics.middle`).
     """
-    if cell.low is None or cell.high is None or cell.says_nothing or cell.unpaired:
+    if cell.low is None or cell.high is None or cell.says_nothing or (cell.unpaired and not unpaired):
         return None
     if cell.best_value is not None:
-        if cell.baseline_score is None:
+        if cell.improvement_low is None or cell.improvement_high is None:
             return None
-        away = cell.baseline_score - cell.best_value
-        ends = [abs(away) - abs(away + difference) for difference in (cell.low, cell.high)]
-        return ImprovementLimits(min(ends), abs(away) if cell.low <= -away <= cell.high else max(ends))
+        return ImprovementLimits(cell.improvement_low, cell.improvement_high)
     return ImprovementLimits(cell.low, cell.high) if cell.higher_is_better else ImprovementLimits(-cell.high, -cell.low)
 
 

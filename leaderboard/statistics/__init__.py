@@ -61,6 +61,7 @@ from leaderboard.statistics.middle import (
     MiddleTest,
     is_right_or_wrong,
     middle_best_test,
+    middle_limits,
 )
 from leaderboard.statistics.multiplicity import benjamini_hochberg, holm
 from leaderboard.statistics.power import (
@@ -125,6 +126,7 @@ __all__ = [
     "is_right_or_wrong",
     "mid_p_mcnemar",
     "middle_best_test",
+    "middle_limits",
     "mirrored",
     "normal_quantile",
     "normal_side",

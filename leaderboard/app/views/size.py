@@ -13,13 +13,14 @@ from leaderboard.app import data, html_table, layout, smallest, url_state
 from leaderboard.app.charts import size
 from leaderboard.app.charts.size import MEASURES, SPEED, Measure, SizePoint
 from leaderboard.app.colours import css
-from leaderboard.app.comparison import improvement, improvement_limits
+from leaderboard.app.comparison import improvement
 from leaderboard.app.download import downloads
 from leaderboard.app.html_table import ColumnHead, Text
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import Standings, kind, standings
 from leaderboard.readers.records import BASELINE
+from leaderboard.report.words import improvement_limits
 from leaderboard.terminal.format import counted, percent, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain, legend
 
@@ -187,7 +188,7 @@ def _painted(rows: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> Any:
 
 
 def _limits(cell: Cell) -> str:
-    limits = improvement_limits(cell)
+    limits = improvement_limits(cell, unpaired=True)
     return "" if limits is None else " to ".join(gain(end, minus=MINUS) for end in limits)
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from leaderboard.app import comparison, run_differences, smallest
 from leaderboard.app.charts.size import MEASURES, SPEED
-from leaderboard.app.comparison import baseline_side, control_sides, improvement_limits, sentences
+from leaderboard.app.comparison import baseline_side, control_sides, sentences
 from leaderboard.app.comparison_table import heads, rows
 from leaderboard.app.html_table import ColumnHead, Text, table
 from leaderboard.app.page_queries import RunFacts
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import standings
 from leaderboard.ingest import ingest
+from leaderboard.report.words import improvement_limits
 from leaderboard.store.database import open_store
 
 pytest.importorskip("streamlit")
@@ -92,10 +93,8 @@ def test_two_runs_of_one_control_are_told_apart() -> None:
     [
         ({}, (0.05, 0.15)),
         ({"higher_is_better": False, "delta": -0.1, "low": -0.15, "high": -0.05}, (0.05, 0.15)),
-        ({"best_value": 0.0, "baseline_score": 1.2, "score": 1.0, "low": -0.3, "high": 0.05}, (-0.05, 0.3)),
-        ({"best_value": 0.0, "baseline_score": -1.2, "score": -1.0, "low": -0.05, "high": 0.3}, (-0.05, 0.3)),
-        ({"best_value": 0.0, "baseline_score": 0.2, "score": 0.1, "low": -0.4, "high": 0.1}, (-0.1, 0.2)),
-        ({"best_value": 0.0, "baseline_score": 0.2, "score": -0.1, "low": -0.4, "high": 0.1}, None),
+        ({"best_value": 0.0, "improvement_low": -0.05, "improvement_high": 0.3}, (-0.05, 0.3)),
+        ({"best_value": 0.0, "low": -0.4, "high": 0.1}, None),
         ({"says_nothing": True}, None),
         ({"low": None}, None),
     ],
