@@ -64,7 +64,8 @@ class Cell:
     runs of equal weights. `too_few`: of an undecided cell, why its documents are too few for any difference.
     `says_nothing`: the interval is as wide as the score's range. `fell`, `rose`: documents of an undecided cell that
     got worse and better. `against_collapsed`: what it is compared with, a control, collapsed itself.
-    `further`: the same run on the task's other metrics (see `board.further`), which are not primary.
+    `further`: the same run on the task's other metrics (see `board.further`), which are not primary. `shots`: examples
+    in the prompt, where that is known. `rephrased`: what prompts have around the task's own, such as a chat template.
     """
 
     model: str
@@ -109,6 +110,8 @@ class Cell:
     label: str = ""
     subset: str | None = None
     learned: int = 0
+    shots: int | None = None
+    rephrased: str | None = None
     comparisons: int | None = None
     documents_needed_together: int | None = None
     needed_for: Claim | None = None

@@ -3,7 +3,9 @@
 `Q. Ret.` is the mean of five ratios: perplexity of the unedited model over that of the edited one on WikiText-2 and on
 C4, and edited over unedited for the mean accuracy of seven choice tasks, for MathQA and for MMLU-Math. Accuracy is
 normalised by length where a task reports it so; MMLU-Math's five subjects count by their size. It exists only where
-all parts are there, each over all its documents. It is a point without an interval, and no verdict follows from it.
+all parts are there, each over all its documents, compared with the unedited model's, and asked as the protocol has it:
+without a chat template, and without examples but for MMLU-Math, which has five. It is a point without an interval, and
+no verdict follows from it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from leaderboard.board.cell import Cell
+from leaderboard.board.cell import COMPARED, Cell
 
 PERPLEXITIES = ("wikitext2_arena", "c4_stream")
 CHOICES = ("boolq", "arc_easy", "arc_challenge", "winogrande", "piqa", "hellaswag", "openbookqa")
@@ -24,6 +26,7 @@ MMLU_MATH = (
     "mmlu_high_school_mathematics",
     "mmlu_high_school_statistics",
 )
+_WITH_EXAMPLES = dict.fromkeys((*MMLU_MATH, "mmlu_math"), 5)
 _ACCURACIES = ("acc_norm", "acc")
 
 
@@ -50,7 +53,7 @@ def retained_qualities(cells: Sequence[Cell]) -> dict[str, float]:
     """Run -> its retained quality, of those that have all parts. cells: those of a model's board."""
     of_run: dict[str, dict[str, Cell]] = {}
     for cell in cells:
-        if cell.subset is None:
+        if cell.subset is None and cell.verdict in COMPARED and how_asked_differs(cell) is None:
             of_run.setdefault(cell.run_id, {})[cell.task] = cell
     found = {}
     for run_id, by_task in of_run.items():
@@ -58,6 +61,14 @@ def retained_qualities(cells: Sequence[Cell]) -> dict[str, float]:
         if both[0] is not None and both[1] is not None and min(*both[1][:2], *both[0][2:]) > 0:
             found[run_id] = retained_quality(both[0], both[1])
     return found
+
+
+def how_asked_differs(cell: Cell) -> str | None:
+    """What of a task's prompts is not as the protocol has it, in words; None where nothing is, as far as is known."""
+    if cell.rephrased is not None:
+        return f"run with a {cell.rephrased}"
+    wanted = _WITH_EXAMPLES.get(cell.task, 0)
+    return None if cell.shots in (None, wanted) else f"run {cell.shots}-shot, not {wanted}-shot"
 
 
 def _quality(by_task: Mapping[str, Cell], which: str) -> ArenaQuality | None:

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from leaderboard.board.cell import BASELINE, COMPARED, Cell, changed
+from leaderboard.board.retained_quality import how_asked_differs
 from leaderboard.statistics.suites import SuitePart, suite
 
 _ONE_SIDED = 0.025
@@ -49,6 +50,8 @@ def _mean(parts: Sequence[Cell], named: Mapping[str, Any], pooled: bool) -> Cell
         **named,
         "n": int(sum(weights) ** 2 / sum(w**2 / n for w, n in zip(weights, counts) if n)) if all(counts) else None,
         "subset": subset,
+        "shots": next((part.shots for part in parts if how_asked_differs(part)), first.shots),
+        "rephrased": next((part.rephrased for part in parts if part.rephrased), None),
         "notes": next((part.notes for part in parts if part.notes), ()),
         **{field: _average(parts, weights, field) for field in ("score", "baseline_score", "delta", "improvement")},
         **dict.fromkeys(("p_value", "q_value", "p_same", "clipping", "margin", "collapse", "lost", "gained")),

@@ -30,6 +30,7 @@ _KEY = {
     "system_instruction_hash": "system instruction",
     "generation_arguments": "generation arguments",
 }
+_AROUND = ("chat_template_hash", "system_instruction_hash")
 _OF_METRIC = {
     "higher_is_better": "whether higher is better",
     "best_value": "the best value",
@@ -173,13 +174,20 @@ def _differences(baseline: RunTaskRow, task: RunTaskRow) -> list[str]:
     ]
 
 
+def rephrased(task: RunTaskRow) -> str | None:
+    """What a run put around the prompts of a task, in words."""
+    around = [words for name, words in _KEY.items() if name in _AROUND and getattr(task, name)]
+    return " and a ".join(around) or None
+
+
 def task_difference(baseline: RunTaskRow, task: RunTaskRow) -> str | None:
     """That two runs of a task's name ran two tasks, and in what they differ as far as it is known; None where they ran
     one, or nothing says.
     """
     parts = _config_parts(baseline, task)
     if baseline.identity and task.identity:
-        if baseline.identity == task.identity:
+        # Examples in the prompt are part of the identity, and told by themselves.
+        if baseline.identity == task.identity or (baseline.num_fewshot != task.num_fewshot and not parts):
             return None
         where = "" if parts is None else f": {', '.join(parts)}" if parts else " (its configuration is the same)"
         return f"task code or data differ{where}"

@@ -39,11 +39,13 @@ from leaderboard import metrics
 from leaderboard.board.cell import Cell
 from leaderboard.board.claims import is_as_asked, of_unedited, recipe_for
 from leaderboard.board.reported import Reported, as_printed
+from leaderboard.board.retained_quality import how_asked_differs
 from leaderboard.report.words import ImprovementLimits, improvement_limits, improvement_point
 from leaderboard.statistics import wilson
 
 ClaimWord = Literal["supported", "partly", "contradicted", "undecided", "incomparable"]
 CLAIM_WORDS: tuple[ClaimWord, ...] = ("supported", "partly", "contradicted", "undecided", "incomparable")
+_OF_THE_ARENA = "lowrankarena"
 SLACK = 0.25
 """The share of a reported change by which two measurements of it may differ."""
 UNCHANGED = 0.02
@@ -123,6 +125,8 @@ def why_incomparable(entry: Reported, cell: Cell, slack: float = SLACK) -> str |
         return f"run as {cell.recipe}, where {recipe_for(entry)} stands for the claim"
     if cell.subset is not None and not is_all_but_learned(cell):
         return f"only {cell.scored} were asked"
+    if (how := _how_asked_differs(entry, cell)) is not None:
+        return how
     before = cell.baseline_score
     if of_unedited(entry) or before is None:
         return None
@@ -135,6 +139,13 @@ def why_incomparable(entry: Reported, cell: Cell, slack: float = SLACK) -> str |
     if limits is not None and limits.low <= entry.before <= limits.high:
         return None
     return _both_unedited(entry, before)
+
+
+def _how_asked_differs(entry: Reported, cell: Cell) -> str | None:
+    """What the prompts have that no paper's do; of the benchmark's rows also how many examples."""
+    if entry.identity.startswith(_OF_THE_ARENA):
+        return how_asked_differs(cell)
+    return None if cell.rephrased is None else f"run with a {cell.rephrased}"
 
 
 def how_unedited_differs(entry: Reported, cell: Cell) -> str | None:

@@ -79,6 +79,17 @@ def test_nothing_is_said_without_every_part_in_full(task: str) -> None:
     assert retained_qualities(unknown) == {}
 
 
+@pytest.mark.parametrize("task", ["wikitext2_arena", "arc_easy", MATHQA, MMLU_MATH[0]])
+@pytest.mark.parametrize(
+    "changes", [{"verdict": "incomparable"}, {"verdict": "failed"}, {"shots": 3}, {"rephrased": "chat template"}]
+)
+def test_nothing_is_said_of_what_was_asked_otherwise(task: str, changes: dict[str, Any]) -> None:
+    """Or of what cannot be compared with the unedited model's."""
+    assert retained_qualities([replace(one, **changes) if one.task == task else one for one in board()]) == {}
+    as_asked = [replace(one, shots=5 if one.task in MMLU_MATH else 0) for one in board()]
+    assert retained_qualities(as_asked) == retained_qualities(board())
+
+
 def test_a_number_that_cannot_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="above zero"):
         retained_quality(DENSE["LLaMA-7B"], ArenaQuality(0.0, 7.2, 0.6, 0.2, 0.2))

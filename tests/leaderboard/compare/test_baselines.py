@@ -11,6 +11,7 @@ import pytest
 
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
+from leaderboard.compare import comparability
 from leaderboard.compare_runs import compare_paths
 from leaderboard.ingest import ingest
 from leaderboard.store import noise_floor, queries
@@ -104,6 +105,19 @@ def test_two_runs_of_a_mended_task_are_not_compared_with_each_other(made: Any, k
     second = run(made, "svd", 1, {"sums": scores(kit, 0.9, 1, config=MENDED)})
     (found,) = compare_paths(first, second).cells
     assert found.verdict == "incomparable" and found.notes == ("task code or data differ: scoring",)
+
+
+def test_other_examples_in_the_prompt_are_no_other_code(made: Any, kit: Any) -> None:
+    """An identity is of a task with its examples: of two numbers of them it says nothing."""
+    tasks = [
+        queries.RunTaskRow(*(None,) * len(queries.RunTaskRow._fields))._replace(
+            task="sums", identity=identity, num_fewshot=shots
+        )
+        for identity, shots in (("a", 0), ("b", 2), ("c", 2))
+    ]
+    assert comparability.task_difference(tasks[0], tasks[1]) is None
+    assert "few-shot examples differ: baseline 0, this run 2" in comparability._differences(tasks[0], tasks[1])
+    assert comparability.task_difference(tasks[1], tasks[2]) == "task code or data differ"
 
 
 def test_where_nothing_says_what_a_task_was_it_is_compared(made: Any, kit: Any) -> None:

@@ -246,6 +246,7 @@ def test_the_sentence() -> None:
         ({"recipe": "eigenprune:fraction=0.9,seed=1"}, "run as eigenprune:fraction=0.9,seed=1, where eigenprune:"),
         ({"recipe": "eigenprune"}, "run as eigenprune, where"),
         ({"subset": "first 12 of 80 documents"}, "only first 12 of 80 documents were asked"),
+        ({"rephrased": "chat template"}, "run with a chat template"),
         ({"baseline_score": 0.45}, "the unedited model has 0.45 here and 0.1375 there"),
         # within a quarter of the reported change
         ({"baseline_score": 0.3}, None),
@@ -256,6 +257,24 @@ def test_a_run_that_says_nothing_of_a_claim_is_incomparable(changes: dict[str, o
     state = judged_claim(asked, replace(CELL, **({"recipe": asked.run} | changes)))
     assert state.why.startswith(why) if why else state.word != "incomparable"
     assert (state.word == "incomparable") is (why is not None)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "why"),
+    [
+        ("arc_easy", {"shots": 0}, None),
+        ("arc_easy", {"shots": 3}, "run 3-shot, not 0-shot"),
+        ("mmlu_math", {"shots": 5}, None),
+        ("mmlu_math", {"shots": 0}, "run 0-shot, not 5-shot"),
+        ("mmlu_math", {"shots": 5, "rephrased": "chat template"}, "run with a chat template"),
+    ],
+)
+def test_a_benchmarks_row_is_asked_as_its_protocol_says(task: str, changes: dict[str, object], why: str | None) -> None:
+    row = entry(before=0.95, after=0.95)._replace(
+        identity=f"lowrankarena-dense/llama-7b/{task}", task=task, method="dense", recipes=("baseline",), run="baseline"
+    )
+    state = judged_claim(row, replace(CELL, task=task, recipe="baseline", **changes))
+    assert state.why == why if why else state.word != "incomparable"
 
 
 @pytest.mark.parametrize(
