@@ -9,9 +9,11 @@ how to provide it. Only JSON, CSV, TSV, text and parquet are read; nothing is ex
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import logging
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,14 +148,33 @@ class Source:
         if not checked:
             raise UserError(f"task {self.task}: {where} holds no items; provide the official file, whole")
         for number, row in enumerate(checked):
-            missing = [column for column in columns if not isinstance(row, Mapping) or column not in row]
-            if missing:
-                has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
-                raise UserError(
-                    f"task {self.task}: item {number} of {where} has no {' and no '.join(map(repr, missing))}; it has"
-                    f" {has}. The official file has the columns {', '.join(columns)}"
-                )
+            self._check_columns(row, number, columns, where)
         return checked
+
+    def _check_columns(self, row: Any, number: int, columns: Sequence[str], where: object) -> None:
+        missing = [column for column in columns if not isinstance(row, Mapping) or column not in row]
+        if missing:
+            has = ", ".join(map(str, row)) if isinstance(row, Mapping) else type(row).__name__
+            raise UserError(
+                f"task {self.task}: item {number} of {where} has no {' and no '.join(map(repr, missing))}; it has"
+                f" {has}. The official file has the columns {', '.join(columns)}"
+            )
+
+    def lines(self, path: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """The rows of a large file of JSON lines in their order, packed by gzip or not, read only as far as they are
+        asked for. Raises UserError where that part cannot be read or a row lacks a column.
+        """
+        try:
+            with (
+                gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file
+            ):
+                for number, line in enumerate(file):
+                    row = json.loads(line)
+                    self._check_columns(row, number, columns, path)
+                    yield row
+        # a file cut short ends in an EOFError, other damage in any of these
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise self._unreadable(path, "JSON lines", error) from error
 
     def read(self, path: Path, columns: Sequence[str], *, ending: str = "") -> list[Mapping[str, Any]]:
         """The rows of a file that must have these columns. Raises UserError where it cannot be read, is empty, or lacks
@@ -171,10 +192,12 @@ class Source:
         try:
             return _READERS[kind](path)
         except (OSError, ValueError, csv.Error) as error:
-            raise UserError(
-                f"task {self.task}: {path} cannot be read as {kind.lstrip('.')}: {error}; provide the official file,"
-                " unchanged"
-            ) from error
+            raise self._unreadable(path, kind.lstrip("."), error) from error
+
+    def _unreadable(self, path: Path, kind: str, error: Exception) -> UserError:
+        return UserError(
+            f"task {self.task}: {path} cannot be read as {kind}: {error}; provide the official file, unchanged"
+        )
 
     def splits(self, **documents: Iterable[Row]) -> DatasetDict:
         """The documents of each split, as lm-eval wants them, made one by one. Raises UserError for a split without

@@ -10,8 +10,6 @@ A window is a list of token numbers, and is asked as that wherever the backend c
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -47,16 +45,20 @@ def c4_windows(length: int = LENGTH, tokens: int = C4_TOKENS, **settings: Any) -
     """The windows of the first 262,144 tokens of C4's validation split."""
     source = Source("c4_stream", "c4", settings)
     tokenizer = _tokenizer(source, settings, length)
-    stream = islice(c4_numbers(tokenizer, c4_texts(source)), tokens)
-    return source.splits(test=_of_c4(source, tokenizer, list(stream), length))
+    numbers = list(islice(c4_numbers(tokenizer, c4_texts(source)), tokens))
+    found = _of_c4(source, tokenizer, numbers, length)
+    _check_whole(source, len(numbers), tokens, "tokens")
+    return source.splits(test=found)
 
 
 def c4_first_windows(length: int = LENGTH, documents: int = C4_DOCUMENTS, **settings: Any) -> DatasetDict:
     """The windows of the first 2,000 documents of C4's validation split, as one text."""
     source = Source("c4_first_2000", "c4", settings)
     tokenizer = _tokenizer(source, settings, length)
-    whole = "\n\n".join(islice(c4_texts(source), documents))
-    return source.splits(test=_of_c4(source, tokenizer, tokenizer(whole, verbose=False)["input_ids"], length))
+    texts = list(islice(c4_texts(source), documents))
+    found = _of_c4(source, tokenizer, tokenizer("\n\n".join(texts), verbose=False)["input_ids"], length)
+    _check_whole(source, len(texts), documents, "documents")
+    return source.splits(test=found)
 
 
 def _of_c4(source: Source, tokenizer: Any, numbers: Sequence[int], length: int) -> list[Row]:
@@ -66,15 +68,19 @@ def _of_c4(source: Source, tokenizer: Any, numbers: Sequence[int], length: int) 
     return found
 
 
+def _check_whole(source: Source, has: int, wanted: int, what: str) -> None:
+    """Refuse texts of a download that was cut: their perplexity would be that of fewer windows than the protocol's."""
+    if has < wanted:
+        raise UserError(f"task {source.task}: the texts have {has} {what}, and {wanted} are scored; provide the official file, whole")
+
+
 def c4_texts(source: Source) -> Iterator[str]:
     """The documents of C4's validation split in their order, as far as they are asked for."""
     if source.local is None:
         yield from (row["text"] for row in source.stream("allenai/c4", "en", "validation", C4_REVISION))
         return
     path = source.file(*(f"c4-validation.00000-of-{parts:05}.json{ending}" for parts in (8, 512) for ending in (".gz", "")))
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield str(json.loads(line)["text"])
+    yield from (str(row["text"]) for row in source.lines(path, ("text",)))
 
 
 def c4_numbers(tokenizer: Any, texts: Iterable[str]) -> Iterator[int]:

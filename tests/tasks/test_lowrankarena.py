@@ -58,7 +58,7 @@ def test_c4_is_a_stream_of_texts_by_themselves(tokenizer: Any, tmp_path: Path) -
 def test_the_first_documents_of_c4_are_one_text(tokenizer: Any, tmp_path: Path) -> None:
     """As SVD-LLM reads it: blank documents count, and the whole is tokenised once with its special tokens."""
     settings = {"data_dir": str(c4_folder(tmp_path)), "pretrained": str(demo_path())}
-    for documents in (3, 5, 9):
+    for documents in (3, 5):
         numbers = tokenizer("\n\n".join(TEXTS[:documents]))["input_ids"]
         found = WINDOWS.c4_first_windows(length=2, documents=documents, **settings)["test"]
         assert [row["window"] for row in found] == [
@@ -66,6 +66,40 @@ def test_the_first_documents_of_c4_are_one_text(tokenizer: Any, tmp_path: Path) 
         ]
     with pytest.raises(UserError, match="task c4_first_2000: the texts are shorter than one window of 2048 tokens"):
         load("c4_first_2000", **settings, max_length=4096)
+
+
+def test_a_cut_file_of_c4_is_not_scored_as_if_it_were_whole(tmp_path: Path) -> None:
+    settings = {"data_dir": str(c4_folder(tmp_path)), "pretrained": str(demo_path())}
+    with pytest.raises(UserError, match="task c4_stream: the texts have [0-9]+ tokens, and 262144 are scored"):
+        WINDOWS.c4_windows(length=8, **settings)
+    with pytest.raises(
+        UserError, match=r"task c4_first_2000: the texts have 5 documents, and 9 are .*official file, whole"
+    ):
+        WINDOWS.c4_first_windows(length=2, documents=9, **settings)
+
+
+@pytest.mark.parametrize(
+    "name, damage, reason",
+    [
+        (".json.gz", lambda whole: gzip.compress(whole)[:-20], "cannot be read as JSON lines: Compressed file ended"),
+        (".json.gz", lambda whole: whole, "cannot be read as JSON lines: Not a gzipped file"),
+        (".json.gz", lambda whole: gzip.compress(whole)[:40] + bytes(40), "cannot be read as JSON lines: "),
+        (".json", lambda whole: whole[:-20], "cannot be read as JSON lines: Unterminated string"),
+        (".json", lambda whole: b"\xff" + whole, "cannot be read as JSON lines: 'utf-8' codec"),
+        (".json", lambda whole: whole.replace(b"text", b"texts"), "has no 'text'; it has texts, url"),
+        (".json", lambda whole: b"[1]\n" + whole, "has no 'text'; it has list"),
+    ],
+)
+@pytest.mark.parametrize("windows_of", ["c4_windows", "c4_first_windows"])
+def test_a_damaged_file_of_c4_is_told(name: str, damage: Any, reason: str, windows_of: str, tmp_path: Path) -> None:
+    whole = b"".join(json.dumps({"text": text, "url": "x"}).encode() + b"\n" for text in TEXTS)
+    path = tmp_path / "c4" / f"c4-validation.00000-of-00008{name}"
+    path.parent.mkdir()
+    path.write_bytes(damage(whole))
+    with pytest.raises(UserError) as caught:
+        getattr(WINDOWS, windows_of)(length=2, data_dir=str(tmp_path), pretrained=str(demo_path()))
+    told = str(caught.value)
+    assert told.startswith("task c4_") and str(path) in told and reason in told and "official file" in told
 
 
 def test_texts_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
