@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import borrowed, task_cache
 from harness_ext.lm_eval_adapter.fast_import import quick_imports
 from harness_ext.lm_eval_adapter.task_cache import SavedIndex, TaskRow
@@ -42,7 +43,9 @@ def tasks_root() -> Path:
 def task_manager(
     include_path: str | Path | list[str | Path] | None = None, metadata: dict[str, Any] | None = None
 ) -> TaskManager:
-    """lm-eval's task manager, made through the index and knowing our tasks; for use from Python."""
+    """lm-eval's task manager, made through the index and knowing our tasks; for use from Python. Raises UserError where
+    an `include_path` is no folder.
+    """
     with installed():
         from lm_eval.tasks import TaskManager
 
@@ -94,7 +97,9 @@ def _index_class() -> type:
             if not resolve_includes:
                 return TaskIndex.build(paths, resolve_includes=False)
             index: dict[str, Entry] = {}
-            for root in _with_ours(list(paths)):
+            roots = _with_ours(list(paths))
+            _check_folders(roots)
+            for root in roots:
                 _merge(index, entries_of(root))
             return index
 
@@ -114,6 +119,14 @@ def _with_ours(paths: list[Path]) -> list[Path]:
         return paths
     after_default = paths.index(default_root()) + 1
     return [*paths[:after_default], ours, *paths[after_default:]]
+
+
+def _check_folders(roots: Iterable[Path]) -> None:
+    """Refuse what is no folder, in which lm-eval would find no task and say nothing."""
+    for root in roots:
+        if not root.is_dir():
+            wrong = "is a file, and a folder of task files is wanted" if root.exists() else "does not exist"
+            raise UserError(f"--include_path: {root} {wrong}")
 
 
 def _merge(index: dict[str, Entry], later: dict[str, Entry]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from lm_eval.tasks import TaskManager, manager
 from lm_eval.tasks._index import Entry, Kind, TaskIndex
 
+from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import task_cache, task_index
 from harness_ext.lm_eval_adapter.task_cache import SavedIndex, TaskRow
 
@@ -202,6 +203,22 @@ def test_users_folder_comes_last_and_overrides(root: Path, tmp_path: Path, caplo
     assert entries["int_mult"].yaml_path == users / "mult.yaml"
     assert entries["int_sum"].yaml_path is not None and task_index.tasks_root() in entries["int_sum"].yaml_path.parents
     assert sum("overrides existing task" in record.getMessage() for record in caplog.records) == 2
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("nope", "does not exist"), ("mine.yaml", "is a file")])
+def test_a_users_folder_that_is_none_is_told(name: str, wrong: str, root: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(TASK.format(name="mine", output_type="multiple_choice"))
+    with pytest.raises(UserError, match=f"--include_path: .*{name} {wrong}"):
+        task_index.task_manager([tmp_path, tmp_path / name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "baseline"]])
+def test_the_command_names_the_folder_that_is_not_there(lm_eval, recipe: list[str], tmp_path: Path) -> None:
+    model = ("--model", "hf", "--model_args", "pretrained=demo", "--device", "cpu")
+    ran = lm_eval("run", *model, "--tasks", "mine", "--include_path", tmp_path / "nope", *recipe)
+    assert ran.code == 2 and f"--include_path: {tmp_path / 'nope'} does not exist" in ran.err
+    assert "Traceback" not in ran.err and "no task is called" not in ran.err
 
 
 def test_our_folder_given_by_the_user_is_not_read_twice(root: Path, caplog: pytest.LogCaptureFixture) -> None:
