@@ -13,11 +13,12 @@ task; the task is taken from the frames of the traceback.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import dataset_caches
@@ -40,11 +41,16 @@ _OFFICIAL = {
 in, one of which it needs.
 """
 
+_CARDS = ("README.md", ".huggingface.yaml")
+_USUAL = {"train", "validation", "test"}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
 
 @contextmanager
 def loading() -> Iterator[None]:
     """Inside this block lm-eval's own tasks take their data sets from local copies where there are some; one that
-    cannot be loaded is a UserError with the task, the data set and what to do. All else passes unchanged.
+    cannot be loaded, or lacks a split, is a UserError with the task, the data set and what to do. All else passes
+    unchanged.
     """
     dataset_caches.install()
     try:
@@ -53,10 +59,11 @@ def loading() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        task = _downloading(error)
-        if task is None:
-            raise
-        raise UserError(_message(task, error)) from error
+        if (task := _downloading(error)) is not None:
+            raise UserError(_message(task, error)) from error
+        if (task := _without_split(error)) is not None:
+            raise UserError(_no_split(task, error.args[0])) from error
+        raise
 
 
 @contextmanager
@@ -65,34 +72,82 @@ def _copies() -> Iterator[None]:
 
     original = ConfigurableTask.download
 
-    def download(self: Any, *arguments: Any, **named: Any) -> None:
+    def download(self: Any, dataset_kwargs: dict[str, Any] | None = None, **named: Any) -> None:
         public = self.DATASET_PATH, self.DATASET_NAME
+        # The task's own, of which lm-eval takes out what `datasets` no longer knows.
+        given = dataset_kwargs if dataset_kwargs is not None else {}
         copy = None if callable(self.config.custom_dataset) else _copy_of(self)
         if copy is not None:
-            self.DATASET_PATH, self.DATASET_NAME = copy
+            self.DATASET_PATH, self.DATASET_NAME = str(copy.folder), copy.configuration
+            if copy.files:
+                given["data_files"] = copy.files
         elif not callable(self.config.custom_dataset) and (official := _official_items(self)) is not None:
             # It stays there, since what a task is covers where its items come from.
             self.config.custom_dataset = official
         try:
-            original(self, *arguments, **named)
+            original(self, given, **named)
         finally:
+            if copy is not None and copy.files:
+                del given["data_files"]
             self.DATASET_PATH, self.DATASET_NAME = public
 
     with replaced(ConfigurableTask, "download", download):
         yield
 
 
-def _copy_of(task: Task) -> tuple[str, str | None] | None:
-    """What to load in the place of a task's data set: a folder, and the configuration if the folder is not that of one;
-    None without a copy.
+class _Copy(NamedTuple):
+    """What to load in the place of a task's data set. configuration: None where the folder is that of one. files: by
+    split; None where `datasets` finds them.
     """
+
+    folder: Path
+    configuration: str | None = None
+    files: dict[str, list[str]] | None = None
+
+
+def _copy_of(task: Task) -> _Copy | None:
+    """The local copy of a task's data set; None without one."""
     root = _data_folder(task)
     copy = root / task.DATASET_PATH if root and task.DATASET_PATH else None
     if copy is None or not copy.is_dir():
         return None
-    if task.DATASET_NAME and (copy / task.DATASET_NAME).is_dir():
-        return str(copy / task.DATASET_NAME), None
-    return str(copy), task.DATASET_NAME
+    configuration = task.DATASET_NAME
+    if configuration and not _has_card_of(copy, configuration) and (copy / configuration).is_dir():
+        copy, configuration = copy / configuration, None
+    told = configuration or "data_files" in (task.config.dataset_kwargs or {})
+    told = told or any((copy / card).is_file() for card in _CARDS)
+    return _Copy(copy, configuration, None if told else _files_by_split(task, copy))
+
+
+def _has_card_of(copy: Path, configuration: str) -> bool:
+    """Whether a folder is laid out as on the hub, its card telling the files of this configuration, and they are
+    there.
+    """
+    import datasets
+
+    try:
+        return configuration in datasets.get_dataset_config_names(str(copy))
+    except (OSError, ValueError):
+        return False
+
+
+def _files_by_split(task: Task, folder: Path) -> dict[str, list[str]] | None:
+    """The files of a task's splits by their own names, `dev.jsonl` or `dev-00000-of-00001.parquet`: `datasets` would
+    take `dev` for `validation`. None where it knows the splits better, by its other names of the usual three.
+    """
+    wanted = _splits_of(task)
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        split = _SHARD.sub("", path.name.partition(".")[0])
+        if split in wanted and path.is_file():
+            found.setdefault(split, []).append(path.name)
+    return found if found.keys() == wanted or found.keys() - _USUAL else None
+
+
+def _splits_of(task: Task) -> set[str]:
+    config = task.config
+    examples = getattr(config.fewshot_config, "split", None) or config.fewshot_split
+    return {split for split in (config.training_split, config.validation_split, config.test_split, examples) if split}
 
 
 def _data_folder(task: Task) -> Path | None:
@@ -127,6 +182,33 @@ def _downloading(error: Exception) -> Task | None:
         if frame.f_code.co_name == "download" and isinstance(owner, ConfigurableTask):
             return None if callable(owner.config.custom_dataset) else owner
     return None
+
+
+def _without_split(error: Exception) -> Task | None:
+    """The task whose data set has no such split as it asks for; None where the error is another."""
+    from lm_eval.api.task import ConfigurableTask
+
+    if not isinstance(error, KeyError):
+        return None
+    for frame, _ in walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigurableTask) and not callable(owner.config.custom_dataset):
+            (split,) = error.args
+            splits = getattr(owner, "dataset", None)
+            if split in _splits_of(owner) and isinstance(splits, Mapping) and split not in splits:
+                return owner
+    return None
+
+
+def _no_split(task: Task, split: str) -> str:
+    copy = _copy_of(task)
+    name = "/".join(part for part in (task.DATASET_PATH, task.DATASET_NAME) if part)
+    where = f"in {copy.folder}" if copy else "on the Hugging Face hub, or in that hub's cache"
+    way_out = f"; put it there as {split}.jsonl, {split}.parquet or the like" if copy else ""
+    return (
+        f"task {task.config.task}: its data set {name} has no split {split!r} {where}; it has"
+        f" {', '.join(task.dataset)}{way_out}"
+    )
 
 
 def _message(task: Task, error: Exception) -> str:
