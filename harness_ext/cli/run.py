@@ -159,7 +159,10 @@ def run_plain(args: argparse.Namespace, from_file: Mapping[str, Any]) -> None:
         delattr(args, key)
     # Another backend may need a package that is missing, which is for lm-eval to say.
     preload_hf() if (args.model or from_file.get("model") or "hf") in HF_BACKENDS else preload_harness()
-    with installed(), loading():
+    # After what was preloaded, which makes lm-eval's task modules quick to load.
+    from harness_ext.lm_eval_adapter.task_types import windows_as_text
+
+    with installed(), loading(), windows_as_text():
         run_without_recipes(args)
 
 

@@ -7,12 +7,18 @@ harness_ext.task_requests.NAME`, and is otherwise like any other. The first requ
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from harness_ext.lm_eval_adapter.running_text import TokenText
+from harness_ext.lm_eval_adapter.running_text import TokenText, tokenizer_of
+from harness_ext.lm_eval_adapter.task_data import Source
+
+log = logging.getLogger("lm_eval.recipes")
 
 
 class RequestsTask(ConfigurableTask):
@@ -67,10 +73,39 @@ class RankedAnswer(RequestsTask):
 
 
 class TokenWindow(RequestsTask):
-    """Scores a window of token numbers (`window` of a document), the first of which is given."""
+    """Scores a window of token numbers (`window` of a document), the first of which is given. `as_text` is set by
+    whoever knows that the backend takes the text of a window in their place.
+    """
+
+    as_text = False
 
     def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> list[Instance]:
         """One `loglikelihood` of all tokens but the first."""
+        if self.as_text:
+            self._warn_of_start_token()
+            self.as_text = False  # said once
         first, *others = doc["window"]
         arguments = (TokenText(ctx, [first]), TokenText(str(self.doc_to_target(doc)), others))
         return [self.instance("loglikelihood", doc, arguments, 0, **kwargs)]
+
+    def _warn_of_start_token(self) -> None:
+        settings = self.config.metadata or {}
+        tokenizer = tokenizer_of(Source(str(self.config.task), "", settings), settings)
+        if settings.get("add_bos_token") is not False and tokenizer.bos_token_id in tokenizer("a")["input_ids"]:
+            log.warning(
+                "Task %s: without --recipe its windows go to the model as texts, and the tokenizer puts %s before each,"
+                " so that the perplexity is not the protocol's; add --recipe baseline, which hands over their tokens",
+                self.config.task,
+                tokenizer.bos_token,
+            )
+
+
+@contextmanager
+def windows_as_text() -> Iterator[None]:
+    """Inside this block the backend is lm-eval's own, which takes texts alone."""
+    before = TokenWindow.as_text
+    TokenWindow.as_text = True
+    try:
+        yield
+    finally:
+        TokenWindow.as_text = before

@@ -116,3 +116,36 @@ def test_the_tasks_are_lm_evals(tmp_path: Path) -> None:
     assert [*context.tokens, *text.tokens] == document["window"] and text == document["text"]
     known = manager()
     assert {"lowrankarena", "mmlu_math"} <= set(known.all_groups)
+
+
+@pytest.mark.parametrize(
+    ("token", "settings", "warned"),
+    [("<bos>", {}, True), ("<bos>", {"add_bos_token": False}, False), (None, {}, False)],
+)
+def test_a_plain_run_warns_of_a_start_token(
+    token: str | None, settings: dict[str, Any], warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for each task; not where `add_bos_token` takes it away, nor with a recipe."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    from harness_ext.lm_eval_adapter.task_types import windows_as_text
+
+    tokenizer = AutoTokenizer.from_pretrained(demo_path())
+    if token:
+        tokenizer.add_special_tokens({"bos_token": token})
+        number = tokenizer.bos_token_id
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{token} $A", special_tokens=[(token, number)]
+        )
+    tokenizer.save_pretrained(tmp_path)
+    metadata = {"data_dir": str(FIXTURES), "tokenizer": str(tmp_path), "length": 16, **settings}
+    task = load("wikitext2_arena", **metadata)["wikitext2_arena"]
+    document = task.test_docs()[0]
+    task.construct_requests(document, task.doc_to_text(document))
+    assert "--recipe baseline" not in caplog.text
+    with windows_as_text():
+        for _ in range(2):
+            task.construct_requests(document, task.doc_to_text(document))
+    told = [record.getMessage() for record in caplog.records if "--recipe baseline" in record.getMessage()]
+    assert len(told) == warned and all("puts <bos> before each" in text for text in told)
