@@ -25,6 +25,7 @@ from leaderboard.readers.discovery import RECEIPT
 from leaderboard.readers.receipt import read_receipt
 from leaderboard.store import queries
 from leaderboard.store.database import Store
+from leaderboard.store.families import families
 from leaderboard.store.noise_floor import floors_in
 
 if TYPE_CHECKING:
@@ -153,7 +154,13 @@ def _unshared(store: Store, a: str, b: str) -> tuple[Unshared, Unshared]:
     """`unshared`, with what the runs are called beside each other; with their models where those differ."""
     names, runs = stored_names(store), {run.run_id: run for run in queries.runs(store)}
     if runs[a].model_key != runs[b].model_key:
-        names = {run_id: f"{name} on {runs[run_id].model_name}" for run_id, name in names.items()}
+        models = {model.model_key: model for model in families(store)}
+        alike = runs[a].model_name == runs[b].model_name
+        names = {
+            run_id: f"{name} on {model.with_identity if alike else model.name}"
+            for run_id, name in names.items()
+            if (model := models[runs[run_id].model_key])
+        }
     first, second = unshared(store, a, b)
     return first._replace(label=names[a]), second._replace(label=names[b])
 

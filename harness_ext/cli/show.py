@@ -108,18 +108,18 @@ def retained_lines(cells: Sequence[Cell]) -> list[str]:
 def _meant(store: Store, name: str | None) -> _Meant | None:
     """What a name means; None in a store without runs. Raises `UnknownRun`."""
     from leaderboard.errors import UnknownRun
-    from leaderboard.store.naming import known_runs, last_part, matching, resolve
+    from leaderboard.store.naming import known_runs, last_part, of_model, resolve
 
     runs = known_runs(store)
     if name is None:
-        return _Meant(runs[0].model_key) if runs else None
+        return _newest([run for run in runs if run.model == runs[0].model]) if runs else None
     called = [run for run in runs if name in (run.model, last_part(run.model))]
     if called:
         return _newest(called)
     try:
         found = resolve(store, name)
     except UnknownRun:
-        begun = matching(runs, name, lambda run: run.model)
+        begun = of_model(runs, name)
         if len({run.model for run in begun}) != 1:
             raise
         return _newest(begun)
@@ -128,9 +128,13 @@ def _meant(store: Store, name: str | None) -> _Meant | None:
 
 def _newest(runs: Sequence[KnownRun]) -> _Meant:
     """The identity of a model that the newest run is of; the runs come newest first."""
-    identities = len({run.model_key for run in runs})
-    note = f"{runs[0].model} has {identities} identities: the one with the newest run is shown; a run names another"
-    return _Meant(runs[0].model_key, None, (note,) if identities > 1 else ())
+    from leaderboard.store.naming import last_part
+
+    others = list(dict.fromkeys(run.identity for run in runs if run.model_key != runs[0].model_key))
+    if not others:
+        return _Meant(runs[0].model_key)
+    named = f"{runs[0].model} has {len(others) + 1} identities: the one with the newest run is shown"
+    return _Meant(runs[0].model_key, None, (f'{named}; "{last_part(runs[0].model)} ({others[0]})" is another',))
 
 
 def _check_task(task: str, cells: Sequence[Cell]) -> None:

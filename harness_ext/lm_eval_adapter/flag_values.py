@@ -58,8 +58,10 @@ def check_present(device: str) -> None:
         raise UserError(f"--device {device}: this machine has {there}; name one that is there, or cpu")
 
 
-def check_limit(value: float) -> None:
+def check_limit(value: Any) -> None:
     """Raise ValueError for a limit that leaves no document, or is no number."""
+    if not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number: give a number of documents, or a share between 0 and 1")
     if not 0 < value < math.inf:
         raise ValueError(
             f"{value:g} leaves no document to score: give a number of documents, or a share between 0 and 1"

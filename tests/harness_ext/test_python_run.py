@@ -135,6 +135,7 @@ def test_a_variant_that_fails_is_told(make_model, tmp_path: Path) -> None:
         ({"recipes": ["lasr"]}, "unknown recipe 'lasr'"),
         ({"controls": ["laser-search"]}, "cannot be a control"),
         ({"limit": -1}, "leaves no document to score"),
+        ({"limit": "20"}, "'20' is no number: give a number of documents"),
     ],
 )
 def test_mistakes_of_a_run(tmp_path: Path, changes: dict, words: str) -> None:

@@ -50,6 +50,16 @@ class TestCompare:
         ).unshared
         assert nothing.sentences() == [] and more_of_a.sentences() == ["Only B has the metric acc_norm of sums"]
 
+    def test_two_revisions_of_a_model_are_told_apart(self, made: Any, kit: Any) -> None:
+        before, after = kit.pair(40, 20, lost=3)
+        a = made.run("laser", {"sums": before})
+        receipt = json.loads((a / "receipt.json").read_text())
+        other = receipt["model"] | {"identity": "f" * 64}
+        b = made.run("laser", {"sums": after}, folder="b")
+        (b / "receipt.json").write_text(json.dumps(json.loads((b / "receipt.json").read_text()) | {"model": other}))
+        first, second = (only.label for only in compare_paths(a, b).unshared)
+        assert first == f"laser on tiny ({receipt['model']['identity'][:8]})" and second == "laser on tiny (ffffffff)"
+
     def test_two_runs_without_a_task_in_common(self, made: Any, kit: Any) -> None:
         before, after = kit.pair(40, 20, lost=3)
         (cell,), found = compare_paths(made.run("baseline", {"sums": before}), made.run("laser", {"words": after}))

@@ -43,6 +43,27 @@ def test_the_newest_model_is_shown_unless_one_is_named(made: Fabricator, lm_eval
 
 
 @pytest.mark.slow
+def test_an_older_revision_is_shown_by_its_identity(made: Fabricator, lm_eval: Any, tmp_path: Path) -> None:
+    """Of two models of one name the newest is shown, with what names the other."""
+    receipt = json.loads((tmp_path / "results/google/gemma-2b/svd-0123456789/receipt.json").read_text())
+    first = receipt["model"]["identity"][:8]
+    other = {"model": receipt["model"] | {"identity": "f" * 64}}
+    before, _ = ({"sums": Task({"acc": values})} for values in binary(400, 100))
+    later = made.run("svd", before, model="google/gemma-2b", folder="z", started="2026-04-01T00:00:00+00:00")
+    (later / "receipt.json").write_text(json.dumps(json.loads((later / "receipt.json").read_text()) | other))
+    ingest([tmp_path / "results"], tmp_path / "results" / "leaderboard.duckdb")
+    for asked in ((), ("gemma-2b",)):
+        newest = lm_eval("show", *asked)
+        told = (
+            f'google/gemma-2b has 2 identities: the one with the newest run is shown; "gemma-2b ({first})" is another'
+        )
+        assert told in newest.err and newest.out.startswith("Model google/gemma-2b")
+    assert "laser" not in newest.out
+    older = lm_eval("show", f"gemma-2b ({first})")
+    assert older.code == 0 and "laser" in older.out and "identities" not in older.err
+
+
+@pytest.mark.slow
 def test_a_run_is_shown_with_everything_about_it(made: Fabricator, lm_eval: Any) -> None:
     shown = lm_eval("show", "gemma-2b/laser")
     assert shown.code == 0 and "worse" in shown.out and "-0.1500 [" in shown.out
