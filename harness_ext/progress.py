@@ -12,8 +12,9 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import IO
 
 SECONDS_BETWEEN_LINES = 50.0
@@ -42,6 +43,18 @@ class Stage:
         """So many more units are done."""
         self.done += units
         self._has_news()
+
+    def weigh(self, costs: Iterable[float]) -> None:
+        """What each unit costs, in the order in which they are done: the time left is by what is left of that, since
+        lm-eval, say, begins with the longest texts.
+        """
+        sums, began, clock = [0.0, *accumulate(costs)], self._progress.clock(), self._progress.clock
+
+        def expected() -> float | None:
+            done = sums[min(self.done, len(sums) - 1)]
+            return (clock() - began) / done * (sums[-1] - done) if done else None
+
+        self.expected = expected
 
     def pace_anew(self) -> None:
         """The units from here on are unlike those before, which tell nothing of what is left."""

@@ -55,7 +55,7 @@ from harness_ext.model.offload import is_offloaded
 from harness_ext.model.safetensors_header import StoredTensor
 from harness_ext.model.size import size_of
 from harness_ext.model.weights import Weights
-from harness_ext.progress import Progress
+from harness_ext.progress import Progress, Stage
 from harness_ext.ranks.group import ALONE, current
 from harness_ext.recipe.recipe import Recipe, parse_recipe
 from harness_ext.storage.resume import ResumeState
@@ -99,6 +99,7 @@ class RecipeLM(HFLM):
         self.is_cut = bool(kwargs.get("tp_plan"))
         self._ranks = ALONE if self.is_cut else current()
         self._windows: SharedWindows | None = None
+        self._choices: Stage | None = None
         if pretrained == "demo" and not Path("demo", "config.json").is_file():
             from harness_ext.demo import demo_path
 
@@ -203,8 +204,11 @@ class RecipeLM(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's, counted by `progress`."""
         refuse_learned(self.recipe, self._learned, requests)
-        with self._counted("choices", requests), shared_out(self._ranks):
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.progress is not None)
+        with self._counted("choices", requests) as self._choices, shared_out(self._ranks):
+            try:
+                return super().loglikelihood(requests, disable_tqdm=disable_tqdm or self.progress is not None)
+            finally:
+                self._choices = None
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """lm-eval's, counted by `progress`: in windows of the model's length, so that nobody knows of how many."""
@@ -227,11 +231,14 @@ class RecipeLM(HFLM):
         with self._counted("generations", requests), shared_out(self._ranks):
             return super().generate_until(requests, disable_tqdm=disable_tqdm or self.progress is not None)
 
-    def _counted(self, what: str, requests: Sequence[Instance]) -> AbstractContextManager[None]:
+    def _counted(self, what: str, requests: Sequence[Instance]) -> AbstractContextManager[Stage | None]:
         return counted_requests(self.progress, what, math.ceil(len(requests) / self._ranks.ranks))
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> list[tuple[float, bool]]:
         """lm-eval's; while texts are scored in windows, of every n-th call in each rank."""
+        if self._choices is not None and self._ranks.ranks == 1:
+            # They are answered so, the longest first.
+            self._choices.weigh(sorted((len(context) + len(answer) for _, context, answer in requests), reverse=True))
         score = partial(super()._loglikelihood_tokens, requests, *args, **kwargs)
         return score() if self._windows is None else self._windows.answers(len(requests), score)
 

@@ -34,10 +34,10 @@ class _Counter:
 @contextmanager
 def counted_requests(
     progress: Progress | None, what: str, total: int | None, units: str = "requests"
-) -> Iterator[None]:
+) -> Iterator[Stage | None]:
     """Count the requests that lm-eval answers inside the block; lm-eval's own bars where no progress is given."""
     if progress is None:
-        yield
+        yield None
         return
     from harness_ext.lm_eval_adapter.borrowed import huggingface
 
@@ -47,4 +47,4 @@ def counted_requests(
             return _Counter(stage, iterable)
 
         with replaced(huggingface, "tqdm", counter):
-            yield
+            yield stage

@@ -303,3 +303,18 @@ def test_which_progress_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(progress_for(quiet=True)) is Progress
     monkeypatch.setenv("TERM", "dumb")
     assert type(progress_for(quiet=False)) is ProgressLines
+
+
+def test_the_time_left_goes_by_the_cost_of_what_is_left() -> None:
+    """Two windows of 2,048 tokens and a hundred answers of 20: with the windows done, so are two thirds of it all."""
+    now = 0.0
+    progress = Progress(lambda: now)
+    with progress.stage("choices", 102, "requests") as stage:
+        stage.weigh([2048, 2048, *[20] * 100])
+        assert stage.left(now) == ""
+        stage.advance(2)
+        now = 120.0
+        assert stage.told(now) == "choices: 2 of 102 requests, about 60 s left, 2 min so far"
+        stage.advance(100)
+        now = 180.0
+        assert stage.left(now) == ""
