@@ -116,6 +116,7 @@ def test_the_improvement_to_a_best_value_in_the_middle_is_the_plain_one() -> Non
     """As of any other metric, and marked where its interval is of clipped differences and does not hold it."""
     clipping = Clipping(0.3, 1, 0, 0.1, plain_improvement=-0.469)
     facts = {"best_value": 0.0, "baseline_score": 0.797, "score": 1.266, "delta": 0.469, "low": 0.1, "high": 0.3}
+    facts |= {"improvement_low": -0.3, "improvement_high": -0.1}
     bias = changed(cell("laser", "bias", "worse"), improvement=-0.205, clipping=clipping, **facts)
     shown = as_terminal_page(page([BASE, bias]), 200)
     assert "improvement -0.469 [-0.300, -0.100] clipped" in shown
