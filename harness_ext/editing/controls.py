@@ -129,7 +129,8 @@ def why_not(name: str, recipe: Recipe) -> str | None:
     ):
         return "its masks start from random ones (masks.start); random-subspace draws as many units at random"
     by_rank = own.name not in (RANDOM_SUBSPACE, IDENTITY) and _method(own).takes_keep
-    if all(step.method == own.steps[0].method for step in recipe.steps):
+    # What a recipe learns its mask from is no like of what it learned.
+    if own.name != FIRST_MASK and all(step.method == own.steps[0].method for step in recipe.steps):
         same = f"at the ranks that the recipe leaves, {own.name} is the same edit"
         return same if by_rank else f"the recipe is itself what {own.name} does, and would be compared with its like"
     chosen, whole = ([of(step) for step in recipe.steps] for of in (chooses_units, takes_units))
