@@ -71,7 +71,10 @@ def _of_c4(source: Source, tokenizer: Any, numbers: Sequence[int], length: int) 
 def _check_whole(source: Source, has: int, wanted: int, what: str) -> None:
     """Refuse texts of a download that was cut: their perplexity would be that of fewer windows than the protocol's."""
     if has < wanted:
-        raise UserError(f"task {source.task}: the texts have {has} {what}, and {wanted} are scored; provide the official file, whole")
+        raise UserError(
+            f"task {source.task}: the texts have {has} {what}, and {wanted} are scored; provide the official file,"
+            " whole"
+        )
 
 
 def c4_texts(source: Source) -> Iterator[str]:
