@@ -39,6 +39,14 @@ def overwrite_by_cholesky(moment: Tensor) -> Tensor:
     return torch.linalg.cholesky(columns, out=columns)
 
 
+def solve_by_cholesky(lower: Tensor, values: Tensor) -> Tensor:
+    """`C^-1 B` of `C = L L^T`, for B `[n, k]`: as `torch.cholesky_solve`, which copies L first."""
+    import torch
+
+    half_way = torch.linalg.solve_triangular(lower, values, upper=False)
+    return torch.linalg.solve_triangular(lower.T, half_way, upper=True)
+
+
 def overwrite_by_inverse(moment: Tensor) -> Tensor:
     """`C^-1` of a positive definite C, which is overwritten. Raises as `overwrite_by_cholesky`."""
     import torch

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from harness_ext.linalg.moments import overwrite_by_cholesky, ridged
+from harness_ext.linalg.moments import overwrite_by_cholesky, ridged, solve_by_cholesky
 from harness_ext.methods import Edit, method
 from harness_ext.methods.feature_space import leading_directions, output_spectrum
 
@@ -60,7 +60,6 @@ def anchored(
     C'. centred: moments about the means, for which the bias is the optimal one; without it, as published, moments about
     zero. `keep.energy` is a share of the sum of the eigenvalues.
     """
-    import torch
 
     dense, moment, cross = (value.double() for value in (weight, input_second_moment, input_cross_moment))
     mean, original = input_mean_with_sinks.double(), original_input_mean.double()
@@ -80,8 +79,7 @@ def anchored(
     del blended
     pull, moment = _with_ridge(moment, ridge)
     root = overwrite_by_cholesky(moment.clone())
-    half_way = torch.linalg.solve_triangular(root, (aimed + pull * dense).T, upper=False)
-    refitted = torch.linalg.solve_triangular(root.T, half_way, upper=True).T
+    refitted = solve_by_cholesky(root, (aimed + pull * dense).T).T
     del root
     eigenvalues, eigenvectors = output_spectrum(refitted, moment)
     rank = keep.rank_for((dense.shape[0], dense.shape[1]), eigenvalues.sqrt())

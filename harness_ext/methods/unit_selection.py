@@ -36,6 +36,7 @@ from harness_ext.linalg.moments import (
     overwrite_by_eigenvectors,
     overwrite_by_inverse,
     ridged,
+    solve_by_cholesky,
 )
 from harness_ext.methods import method
 from harness_ext.model.components import left_of
@@ -118,14 +119,10 @@ class Moments:
 
     def refit(self, dense: Tensor, kept: Tensor, half: int | None = None) -> Tensor:
         """`W C_t[:, S] C_t[S, S]^-1`, `[m, k]` in fp64, of all documents or of a half of them. kept: the indices S."""
-        import torch
-
         moment = self.whole() if half is None else self.half(half)
         read, own = (moment @ dense.T)[kept], moment[kept[:, None], kept]
         del moment
-        root = overwrite_by_cholesky(own)
-        half_way = torch.linalg.solve_triangular(root, read, upper=False)
-        return torch.linalg.solve_triangular(root.T, half_way, upper=True).T
+        return solve_by_cholesky(overwrite_by_cholesky(own), read).T
 
     def favour_refit(self, dense: Tensor, kept: Tensor) -> bool:
         """Whether refits to one half of the documents do better than the selection on the other, both summed."""
