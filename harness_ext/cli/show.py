@@ -88,21 +88,35 @@ def _print(cells: Sequence[Cell], shown: Sequence[Cell], args: argparse.Namespac
     if args.details or only is not None:
         style = terminal_style()
         print(f"\n{render(shown, width=style.width, color=style.color)}")
-    if kept := retained_lines(shown):
+    if kept := retained_lines(shown, terminal_style().width):
         print("\n" + "\n".join(kept))
 
 
-def retained_lines(cells: Sequence[Cell]) -> list[str]:
-    """LowRankArena's retained quality of the edited runs that have all its parts, under a headline; else nothing."""
+def retained_lines(cells: Sequence[Cell], width: int) -> list[str]:
+    """LowRankArena's retained quality and its five ratios, of the edited runs that have all, under a headline; else
+    nothing. width: columns of the terminal.
+    """
     from leaderboard.board.retained_quality import retained_qualities
     from leaderboard.readers.records import BASELINE
-    from leaderboard.terminal.format import plain
+    from leaderboard.terminal.listing import listed
 
-    names = {cell.run_id: plain(cell.name) for cell in cells if cell.verdict != BASELINE}
-    found = {run: quality for run, quality in retained_qualities(cells).items() if run in names}
-    best_first = sorted(found, key=lambda run: -found[run])
-    lines = [f"  {found[run]:.3f}  {names[run]}" for run in best_first]
-    return ["retained quality (LowRankArena's Q. Ret., without an interval)", *lines] if lines else []
+    names = {cell.run_id: cell.name for cell in cells if cell.verdict != BASELINE}
+    found = {run: retained for run, retained in retained_qualities(cells).items() if run in names}
+    broken = any(retained.collapsed for retained in found.values())
+    rows = []
+    for run, retained in sorted(found.items(), key=lambda one: -one[1].quality):
+        ratios = zip(("wikitext2", "c4", "choices", "mathqa", "mmlu"), retained.parts, strict=True)
+        rows.append(
+            {"Q. Ret.": f"{retained.quality:.3f}", **{part: f"{ratio:.3f}" for part, ratio in ratios}}
+            | {"recipe": names[run]}
+            | ({"collapsed on": ", ".join(retained.collapsed) or "-"} if broken else {})
+        )
+    if not rows:
+        return []
+    return [
+        "retained quality: LowRankArena's Q. Ret., the mean of five ratios of edited and unedited, without an interval",
+        listed(rows, width, wrap=("recipe", "collapsed on")),
+    ]
 
 
 def _meant(store: Store, name: str | None) -> _Meant | None:

@@ -5,7 +5,8 @@ C4, and edited over unedited for the mean accuracy of seven choice tasks, for Ma
 normalised by length where a task reports it so; MMLU-Math's five subjects count by their size. It exists only where
 all parts are there, each over all its documents, compared with the unedited model's, and asked as the protocol has it:
 without a chat template, and without examples but for MMLU-Math, which has five. It is a point without an interval, and
-no verdict follows from it.
+no verdict follows from it: an accuracy at chance keeps a share of it too, so that a model that answers nothing any more
+still retains a half or so. Where one collapsed stands beside the number.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from leaderboard.board.cell import COMPARED, Cell
+from leaderboard.compare.collapse import COLLAPSED
 
 PERPLEXITIES = ("wikitext2_arena", "c4_stream")
 CHOICES = ("boolq", "arc_easy", "arc_challenge", "winogrande", "piqa", "hellaswag", "openbookqa")
@@ -26,6 +28,7 @@ MMLU_MATH = (
     "mmlu_high_school_mathematics",
     "mmlu_high_school_statistics",
 )
+_TASKS = frozenset({*PERPLEXITIES, *CHOICES, MATHQA, *MMLU_MATH})
 _WITH_EXAMPLES = dict.fromkeys((*MMLU_MATH, "mmlu_math"), 5)
 _ACCURACIES = ("acc_norm", "acc")
 
@@ -40,17 +43,34 @@ class ArenaQuality(NamedTuple):
     mmlu_math: float
 
 
-def retained_quality(unedited: ArenaQuality, edited: ArenaQuality) -> float:
-    """`Q. Ret.`: 1 where everything is kept. Raises ValueError for a number that is not above zero where it divides."""
+class Retained(NamedTuple):
+    """What a run retains. parts: the five ratios, 1 where all is kept. collapsed: the tasks on which it collapsed."""
+
+    parts: ArenaQuality
+    collapsed: tuple[str, ...] = ()
+
+    @property
+    def quality(self) -> float:
+        """`Q. Ret.`"""
+        return fmean(self.parts)
+
+
+def retained_parts(unedited: ArenaQuality, edited: ArenaQuality) -> ArenaQuality:
+    """The five ratios. Raises ValueError for a number that is not above zero where it divides."""
     divisors = (*edited[:2], *unedited[2:])
     if min(divisors) <= 0:
         raise ValueError("perplexities of the edited model and accuracies of the unedited one must be above zero")
-    ratios = (before / after for before, after in zip(unedited[:2], edited[:2], strict=True))
-    return fmean([*ratios, *(after / before for before, after in zip(unedited[2:], edited[2:], strict=True))])
+    return ArenaQuality(
+        unedited.wikitext2 / edited.wikitext2,
+        unedited.c4 / edited.c4,
+        edited.choices / unedited.choices,
+        edited.mathqa / unedited.mathqa,
+        edited.mmlu_math / unedited.mmlu_math,
+    )
 
 
-def retained_qualities(cells: Sequence[Cell]) -> dict[str, float]:
-    """Run -> its retained quality, of those that have all parts. cells: those of a model's board."""
+def retained_qualities(cells: Sequence[Cell]) -> dict[str, Retained]:
+    """Run -> what it retains, of those that have all parts. cells: those of a model's board."""
     of_run: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         if cell.subset is None and cell.verdict in COMPARED and how_asked_differs(cell) is None:
@@ -59,7 +79,8 @@ def retained_qualities(cells: Sequence[Cell]) -> dict[str, float]:
     for run_id, by_task in of_run.items():
         both = _quality(by_task, "baseline_score"), _quality(by_task, "score")
         if both[0] is not None and both[1] is not None and min(*both[1][:2], *both[0][2:]) > 0:
-            found[run_id] = retained_quality(both[0], both[1])
+            collapsed = tuple(task for task, cell in by_task.items() if cell.verdict == COLLAPSED and task in _TASKS)
+            found[run_id] = Retained(retained_parts(both[0], both[1]), collapsed)
     return found
 
 

@@ -151,6 +151,12 @@ def test_retained_quality_is_told_of_edited_runs_best_first() -> None:
     halved = [Cell("m", "svd-llm", "run", *part[:2], "none", 100, *part[2:], "worse") for part in parts]
     kept = [replace(one, run_id="other", recipe="zero-sum", score=one.baseline_score) for one in halved]
     unedited = [replace(one, run_id="base", recipe="baseline", verdict="baseline") for one in kept]
-    headline, *lines = retained_lines([*halved, *kept, *unedited])
-    assert "Q. Ret." in headline and lines == ["  1.000  zero-sum", "  0.500  svd-llm"]
-    assert retained_lines(halved[1:]) == []
+    halved[0] = replace(halved[0], verdict="collapsed")
+    headline, lines = retained_lines([*halved, *kept, *unedited], 100)
+    assert "Q. Ret." in headline
+    assert [line.split() for line in lines.splitlines()[1:]] == [
+        [*["1.000"] * 6, "zero-sum", "-"],
+        [*["0.500"] * 6, "svd-llm", "wikitext2_arena"],
+    ]
+    assert max(map(len, lines.splitlines())) <= 80
+    assert retained_lines(halved[1:], 100) == []

@@ -15,8 +15,8 @@ from leaderboard.board.retained_quality import (
     MMLU_MATH,
     PERPLEXITIES,
     ArenaQuality,
+    retained_parts,
     retained_qualities,
-    retained_quality,
 )
 
 SIZES = dict(zip(MMLU_MATH, (100, 100, 378, 270, 216)))
@@ -39,9 +39,21 @@ def board() -> list[Cell]:
     return [*perplexities, *choices, cell(MATHQA, "acc", 0.25, 0.25), *subjects]
 
 
+def qualities(cells: list[Cell]) -> dict[str, float]:
+    return {run: found.quality for run, found in retained_qualities(cells).items()}
+
+
 def test_the_mean_of_five_ratios() -> None:
-    assert retained_quality(DENSE["LLaMA-7B"], DENSE["LLaMA-7B"]) == 1
-    assert retained_qualities(board()) == {"run": pytest.approx((0.5 + 0.5 + 0.5 + 1 + 0.5) / 5)}
+    assert set(retained_parts(DENSE["LLaMA-7B"], DENSE["LLaMA-7B"])) == {1}
+    assert qualities(board()) == {"run": pytest.approx((0.5 + 0.5 + 0.5 + 1 + 0.5) / 5)}
+    assert retained_qualities(board())["run"].parts == pytest.approx((0.5, 0.5, 0.5, 1, 0.5))
+
+
+def test_where_a_run_collapsed_stands_beside_what_it_retains() -> None:
+    broken = [replace(one, verdict="collapsed") if one.task == "piqa" else one for one in board()]
+    elsewhere = replace(broken[2], task="sciq")
+    assert broken[2].task != "piqa" and retained_qualities(board())["run"].collapsed == ()
+    assert retained_qualities([*broken, replace(elsewhere, verdict="collapsed")])["run"].collapsed == ("piqa",)
 
 
 @pytest.mark.parametrize("model", DENSE)
@@ -51,7 +63,7 @@ def test_the_mean_of_choices_is_that_of_the_published_dense_rows(model: str) -> 
     assert set(by_task) == set(CHOICES)
     cells = [cell(task, "acc_norm", value, value) for task, value in by_task.items()]
     others = [one for one in board() if one.task not in CHOICES]
-    halved = retained_qualities([*others, *cells])["run"]
+    halved = qualities([*others, *cells])["run"]
     assert halved == pytest.approx((0.5 + 0.5 + 1 + 1 + 0.5) / 5)
     assert sum(by_task.values()) / len(CHOICES) == pytest.approx(DENSE[model].choices, abs=6e-4)
 
@@ -60,23 +72,23 @@ def test_normalised_accuracy_comes_first_wherever_it_stands() -> None:
     norm = cell("piqa", "acc_norm", 0.6, 0.6)
     plain = cell("piqa", "acc", 0.6, 0.3)
     others = [one for one in board() if one.task != "piqa"]
-    first = retained_qualities([*others, replace(norm, further=(plain,))])
-    assert first == retained_qualities([*others, replace(plain, further=(norm,))])
-    assert first["run"] > retained_qualities(board())["run"]
+    first = qualities([*others, replace(norm, further=(plain,))])
+    assert first == qualities([*others, replace(plain, further=(norm,))])
+    assert first["run"] > qualities(board())["run"]
 
 
 def test_subjects_count_by_their_size() -> None:
     cells = [replace(one, score=0.4) if one.task == MMLU_MATH[0] else one for one in board()]
-    assert retained_qualities(cells)["run"] == pytest.approx((0.5 * 3 + 1 + (0.2 * 964 + 0.4 * 100) / 1064 / 0.4) / 5)
+    assert qualities(cells)["run"] == pytest.approx((0.5 * 3 + 1 + (0.2 * 964 + 0.4 * 100) / 1064 / 0.4) / 5)
 
 
 @pytest.mark.parametrize("task", [*PERPLEXITIES, *CHOICES, MATHQA, *MMLU_MATH])
 def test_nothing_is_said_without_every_part_in_full(task: str) -> None:
-    assert retained_qualities([one for one in board() if one.task != task]) == {}
+    assert qualities([one for one in board() if one.task != task]) == {}
     cut = [replace(one, subset="first 20 of 60 documents") if one.task == task else one for one in board()]
-    assert retained_qualities(cut) == {}
+    assert qualities(cut) == {}
     unknown = [replace(one, score=None) if one.task == task else one for one in board()]
-    assert retained_qualities(unknown) == {}
+    assert qualities(unknown) == {}
 
 
 @pytest.mark.parametrize("task", ["wikitext2_arena", "arc_easy", MATHQA, MMLU_MATH[0]])
@@ -85,14 +97,12 @@ def test_nothing_is_said_without_every_part_in_full(task: str) -> None:
 )
 def test_nothing_is_said_of_what_was_asked_otherwise(task: str, changes: dict[str, Any]) -> None:
     """Or of what cannot be compared with the unedited model's."""
-    assert retained_qualities([replace(one, **changes) if one.task == task else one for one in board()]) == {}
+    assert qualities([replace(one, **changes) if one.task == task else one for one in board()]) == {}
     as_asked = [replace(one, shots=5 if one.task in MMLU_MATH else 0) for one in board()]
-    assert retained_qualities(as_asked) == retained_qualities(board())
+    assert qualities(as_asked) == qualities(board())
 
 
 def test_a_number_that_cannot_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="above zero"):
-        retained_quality(DENSE["LLaMA-7B"], ArenaQuality(0.0, 7.2, 0.6, 0.2, 0.2))
-    assert (
-        retained_qualities([replace(one, baseline_score=0.0) if one.task == MATHQA else one for one in board()]) == {}
-    )
+        retained_parts(DENSE["LLaMA-7B"], ArenaQuality(0.0, 7.2, 0.6, 0.2, 0.2))
+    assert qualities([replace(one, baseline_score=0.0) if one.task == MATHQA else one for one in board()]) == {}
