@@ -14,22 +14,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness_ext.calibration.by_layer import (
-    Learned,
-    LearnedComponents,
-    Statistics,
-    gathered,
-    no_components,
-    walk_through,
-)
-from harness_ext.calibration.collect import gather, groups, needs_backward
-from harness_ext.calibration.context import DocumentBatches, StepContext
-from harness_ext.calibration.kept import about_losses, about_statistics, at_hand, walked
-from harness_ext.calibration.layer_change import LayerChange, layer_changes
+from harness_ext.calibration.context import StepContext
+from harness_ext.calibration.kept import about_losses
 from harness_ext.errors import VariantFailed
 from harness_ext.model.seeding import generator_for
 from harness_ext.model.weights import values_of
@@ -40,6 +30,7 @@ from harness_ext.search.resumable_trials import MadeTrials, ResumableTrials, tri
 from harness_ext.search.scoring import batches_by_length
 from harness_ext.search.shared_passes import ScoredPart, SharedTrial, scores_of_all
 from harness_ext.search.standing_edits import StandingEdits
+from harness_ext.search.statistics import SearchStatistics
 from harness_ext.search.suffix_replay import Replay
 from harness_ext.search.trials import (
     NOT_RUN,
@@ -55,7 +46,6 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from harness_ext.calibration.documents import LabelledDocument
-    from harness_ext.methods import Svd
     from harness_ext.model.layout import Matrix
     from harness_ext.progress import Stage
     from harness_ext.search.scoring import Batch
@@ -82,11 +72,10 @@ class CandidateEvaluator:
     parts: set by a search that wants some documents, given by their places, scored by themselves as well.
 
     weight, standing_weight, truncations, generator: a matrix as it was and as it stands, its truncations at several
-    ranks, and what an ordinary step would draw from. layer_changes: how far layers turn their hidden states. gather:
-    statistics, as a method would be given them; at_hand: the same where they are shared. try_out: alternatives for one
-    matrix side by side; try_together: edits of several matrices at once; each makes trials. take: let an edit stand
-    while others are tried. as_it_is: the model as it stands now. measure_divergence: trials from here on say how far
-    they are from it.
+    ranks, and what an ordinary step would draw from. statistics: what the documents say of matrices and layers.
+    try_out: alternatives for one matrix side by side; try_together: edits of several matrices at once; each makes
+    trials. take: let an edit stand while others are tried. as_it_is: the model as it stands now. measure_divergence:
+    trials from here on say how far they are from it.
 
     Everything else is the engine's. lm, weights and decomposer are those of the context; trials are kept in its
     `resume`. stage: is told the number of them made, and the best. resumed: how many an earlier process made.
@@ -99,7 +88,6 @@ class CandidateEvaluator:
     parts: Sequence[Sequence[int]] = ()
     resumed: int = 0
     earlier_seconds: float = 0.0
-    backward_passes: int = 0
     stage: Stage | None = None
 
     def __post_init__(self) -> None:
@@ -111,8 +99,9 @@ class CandidateEvaluator:
         self._budget = TOKENS_PER_DOCUMENT * self.step.calibration.batch_size
         self._best: Trial | None = None
         self._standing = StandingEdits(self.lm.model)
+        self.statistics = SearchStatistics(self.context, self.matrices, self.documents, self._standing)
         self._resumable = ResumableTrials(self.context.resume)
-        self._other_passes = 0.0
+        self._earlier_passes = 0.0
         self._references: list[Tensor] = []
         self._questions = in_tokens(self.lm, self.documents, self.matrices)
         self._batches, self._replay = self._arranged([range(len(self.documents))], self._budget)
@@ -159,7 +148,7 @@ class CandidateEvaluator:
         """Forward passes made so far through the whole model over all documents, parts of it counted as such; those of
         an earlier process, and those that gathered statistics, among them.
         """
-        return self._replay.passes + self._other_passes
+        return self._replay.passes + self.statistics.passes + self._earlier_passes
 
     def weight(self, matrix: Matrix) -> Tensor:
         """The matrix as it is in the unedited model, `[m, n]`, in fp32 (fp64)."""
@@ -276,7 +265,7 @@ class CandidateEvaluator:
         earlier = self._resumable.made(key)
         if earlier is not None:
             made = earlier.trials
-            self._other_passes += earlier.passes
+            self._earlier_passes += earlier.passes
             self.earlier_seconds += earlier.seconds
             self.resumed += len(made)
         else:
@@ -410,82 +399,6 @@ class CandidateEvaluator:
         """
         self._standing.put(matrix, weight, shift, note)
         self._replay.forget(self._replay.depth(matrix))
-
-    def gather(
-        self,
-        matrices: Sequence[Matrix],
-        names: frozenset[str],
-        components: Callable[[Matrix], Svd] | LearnedComponents = no_components,
-        part: Sequence[int] | None = None,
-    ) -> dict[str, dict[str, Tensor]]:
-        """Statistics of matrices on the documents, of the model as it stands, as a method would be given them.
-        components: what statistics of components are of. part: the places of the documents, all unless given.
-        """
-        batches = self._document_batches
-        if part is not None:
-            batches = replace(batches, documents=[self.documents[place] for place in part])
-        self._count_passes(names, components, len(batches.documents) / len(self.documents))
-        return gathered(self.lm, matrices, names, batches, components)
-
-    def at_hand(self, names: frozenset[str]) -> Statistics | None:
-        """Statistics of all matrices of the unedited model that take no gradients, as an ordinary step learns them and
-        for it and later recipes as well, read when asked for; None where they cannot be had: edits stand, or there is
-        no room. They are then to be gathered.
-        """
-        walk = walk_through(self.lm, self.matrices, names, self._document_batches, no_components)
-        if walk is None or walk.backward or self._standing.notes:
-            return None
-        return at_hand(self.context.model, walk, self.matrices, self._shared(names))
-
-    def _shared(self, names: frozenset[str]) -> Sequence[str]:
-        """All that shared statistics depend on. A pass is counted whether or not they are there already: a record does
-        not depend on what else a session runs.
-        """
-        self._count_passes(names, None)
-        return about_statistics(self.context.model, names, self._document_batches)
-
-    def gather_in_parts(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
-        """As `gather`, in parts that fit together: what one part holds is let go before the next is asked for. Those of
-        the unedited model that take no gradients are shared as `at_hand` says.
-        """
-        walk = walk_through(self.lm, matrices, names, self._document_batches, no_components)
-        if walk is not None and not walk.backward and not self._standing.notes:
-            yield from walked(self.context.model, walk, matrices, self._shared(names))
-            return
-        self._count_passes(names, None)
-        if walk is not None:
-            yield from walk.as_it_is(matrices)
-            return
-        for group in groups(matrices, names):
-            yield group, gather(self.lm, group, names, self._document_batches, no_components)
-
-    def gather_from_the_last(self, matrices: Sequence[Matrix], names: frozenset[str]) -> Iterator[Learned]:
-        """Statistics of the unedited model, without gradients, of the last matrices first, in parts that fit together;
-        edits of these may stand when the next are asked for.
-        """
-        self._count_passes(names, None)
-        walk = walk_through(self.lm, matrices, names, self._document_batches, no_components)
-        if walk is not None:
-            yield from walk.from_the_last(matrices)
-            return
-        for group in groups(list(reversed(matrices)), names):
-            yield group, gather(self.lm, group, names, self._document_batches, no_components)
-
-    def layer_changes(self) -> dict[int, LayerChange]:
-        """How far each layer that holds some of the matrices turns its hidden states, by its number, as the model
-        stands. Raises UserError where the layers cannot be told.
-        """
-        self._other_passes += 1
-        return layer_changes(self.lm, self.matrices, self._document_batches)
-
-    @property
-    def _document_batches(self) -> DocumentBatches:
-        assert self.step.calibration is not None
-        return DocumentBatches(self.documents, self.step.calibration.batch_size, progress=self.context.progress)
-
-    def _count_passes(self, names: frozenset[str], components: object, share: float = 1.0) -> None:
-        self._other_passes += share * (2 if isinstance(components, LearnedComponents) else 1)
-        self.backward_passes += needs_backward(names)
 
     def __enter__(self) -> CandidateEvaluator:
         return self

@@ -154,7 +154,7 @@ def each_decomposed(
     together. What is made of a matrix is to be let go before the next is asked for.
     """
     names = learned_by(factorisation)
-    parts = evaluator.gather_in_parts(evaluator.matrices, names) if names else [(evaluator.matrices, {})]
+    parts = evaluator.statistics.gather_in_parts(evaluator.matrices, names) if names else [(evaluator.matrices, {})]
     remember = evaluator.context.model.statistics_cache.remember
     for matrices, found in parts:
         for matrix in matrices:

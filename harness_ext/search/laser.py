@@ -182,7 +182,7 @@ def laser_gradient(
     """
     from harness_ext.search.trials import all_worse, best_improvement
 
-    gradients = evaluator.gather(
+    gradients = evaluator.statistics.gather(
         evaluator.matrices, frozenset({"singular_value_gradients"}), lambda matrix: _components(evaluator, matrix)
     )
     worth = {

@@ -97,7 +97,7 @@ def _gathered(
     """The statistics of each group, once those of all its matrices are there."""
     matrices = [matrix for group in groups for matrix in group]
     order = [matrix for matrix in evaluator.matrices if matrix in matrices]
-    learned = evaluator.gather_in_parts(order, STATISTICS[settings["factorisation"]])
+    learned = evaluator.statistics.gather_in_parts(order, STATISTICS[settings["factorisation"]])
     return together(learned, groups, lambda _, statistics: statistics)
 
 

@@ -117,7 +117,7 @@ def _trials(evaluator: CandidateEvaluator, chosen: Sequence[Mapping[str, Any]] =
         "trials": [_row(place, trial, evaluator.parts, chosen) for place, trial in enumerate(evaluator.trials)],
         "resumed": evaluator.resumed,
         "forward_passes": round(evaluator.passes, 2),
-        "backward_passes": evaluator.backward_passes,
+        "backward_passes": evaluator.statistics.backward_passes,
     }
 
 

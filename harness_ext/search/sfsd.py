@@ -147,7 +147,7 @@ def _from_the_last(
     at a time as fit together.
     """
     places = {matrix.key: place for place, matrix in enumerate(matrices)}
-    for group, found in evaluator.gather_from_the_last(matrices, frozenset(_MOMENTS)):
+    for group, found in evaluator.statistics.gather_from_the_last(matrices, frozenset(_MOMENTS)):
         for matrix in sorted(group, key=lambda matrix: -places[matrix.key]):
             yield places[matrix.key], matrix, found[matrix.key]
 

@@ -131,7 +131,7 @@ def _require_finite(moment: Tensor, matrix: Matrix) -> None:
 def _variances(evaluator: CandidateEvaluator, ranking: Ranking) -> dict[int, list[float]]:
     """Of every layer, by its number, what its hidden units have that those before them do not explain."""
     found: dict[int, list[float]] = {}
-    for matrices, learned in evaluator.gather_in_parts(evaluator.matrices, frozenset({_MOMENT})):
+    for matrices, learned in evaluator.statistics.gather_in_parts(evaluator.matrices, frozenset({_MOMENT})):
         for matrix in matrices:
             dense = evaluator.weight(matrix).double()
             moment = learned[matrix.key][_MOMENT].to(dense.device)
@@ -144,7 +144,7 @@ def _variances(evaluator: CandidateEvaluator, ranking: Ranking) -> dict[int, lis
 def _shares(evaluator: CandidateEvaluator, removed: float, rule: LayerRule, epsilon: float, cap: float) -> LayerShares:
     if rule == "uniform":
         return LayerShares({matrix.layer or 0: removed for matrix in evaluator.matrices})
-    changes = evaluator.layer_changes()
+    changes = evaluator.statistics.layer_changes()
     if rule == "angular":
         return by_angle({layer: one.angle for layer, one in changes.items()}, removed)
     return by_influence({layer: 1 - one.cosine for layer, one in changes.items()}, removed, epsilon, cap)

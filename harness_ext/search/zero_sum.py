@@ -121,7 +121,7 @@ def effects_of(
     """The predicted change of the loss of the model as it stands, without each direction, by `Matrix.key`. part: the
     places of the documents it is learned from, all unless given.
     """
-    moments = evaluator.at_hand(learned_by("feature_space")) if part is None else None
+    moments = evaluator.statistics.at_hand(learned_by("feature_space")) if part is None else None
     components = (
         LearnedComponents(
             _MOMENT, lambda matrix, learned: _output_basis(evaluator.standing_weight(matrix), learned, ridge)
@@ -131,7 +131,9 @@ def effects_of(
             evaluator.weight(matrix), moments[matrix.key], ridge, evaluator.context.model.statistics_cache.remember
         )
     )
-    gradients = evaluator.gather(evaluator.matrices, frozenset({"singular_value_gradients"}), components, part)
+    gradients = evaluator.statistics.gather(
+        evaluator.matrices, frozenset({"singular_value_gradients"}), components, part
+    )
     return {matrix.key: (-gradients[matrix.key]["singular_value_gradients"]).tolist() for matrix in evaluator.matrices}
 
 

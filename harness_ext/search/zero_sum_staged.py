@@ -175,7 +175,7 @@ class _Stages:
         """The edits of some matrices, all made of the model as it stands now, in its dtype."""
         own = [matrix for matrix in self.evaluator.matrices if matrix.key in ranks]
         made: dict[Matrix, Tensor] = {}
-        for group, learned in self.evaluator.gather_in_parts(own, frozenset({name})) if own else ():
+        for group, learned in self.evaluator.statistics.gather_in_parts(own, frozenset({name})) if own else ():
             for matrix in group:
                 stored = self.evaluator.lm.model.get_parameter(matrix.parameter)
                 made[matrix] = edited(matrix, learned[matrix.key]).to(stored)

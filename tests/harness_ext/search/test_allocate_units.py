@@ -148,7 +148,7 @@ def test_its_control_has_the_same_shares_and_the_receipt_tells_them(make_lm: Any
 def test_uniform_shares_need_no_hidden_states_and_are_those_of_the_parts(make_lm: Any, monkeypatch: Any) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 6)
-    monkeypatch.setattr("harness_ext.search.evaluator.layer_changes", None)
+    monkeypatch.setattr("harness_ext.search.statistics.layer_changes", None)
     lm.apply(parse_recipe("modegpt:rule=uniform,matrices=[down_proj]"), drawing(documents))
     found = {one.key: lm.weights.values(one) for one in lm.weights.layout.matrices}
     lm.undo()
