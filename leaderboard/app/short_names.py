@@ -18,11 +18,6 @@ LONGEST = 24  # letters of a short name
 _OPEN, _CLOSE = "([", ")]"
 
 
-def have_equal_names(rows: Sequence[Standing]) -> bool:
-    """Whether two rows show the same name, settings apart."""
-    return any(count > 1 for count in Counter(map(_shown, rows)).values())
-
-
 def telling_settings(rows: Sequence[Standing]) -> list[str]:
     """The settings of each row, those first that tell it from rows of the same name."""
     alike = Counter(map(_shown, rows))

@@ -17,9 +17,9 @@ import streamlit as st
 from leaderboard.app.colours import css
 from leaderboard.app.menu import COMPARE
 from leaderboard.app.page_queries import RunFacts
-from leaderboard.app.short_names import COMPARED_WITH, have_equal_names, telling_settings
+from leaderboard.app.short_names import COMPARED_WITH, telling_settings
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import COLLAPSED, Standing, Standings, gained, kind
+from leaderboard.board.standings import COLLAPSED, Standing, Standings, gained, have_equal_names, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.terminal.format import direction, metric_name, plain
 from leaderboard.terminal.marks import cell_text

@@ -140,6 +140,11 @@ class Standings:
         return tuple(row for row in self.rows if row.rank is None)
 
 
+def have_equal_names(rows: Iterable[Standing]) -> bool:
+    """Whether two rows show the same name, settings apart, which then stand beside it. Controls bear an arrow."""
+    return any(count > 1 for count in Counter((row.control is not None, row.recipe) for row in rows).values())
+
+
 def standings(cells: Iterable[Cell], *, by: str | None = None, about: Collection[str] = ()) -> Standings:
     """The board of one model. by: the task to rank on; all common ones unless given. about: ids of the runs that are
     asked about, whose baseline is then the board's.

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from leaderboard.board.cell import Cell
-from leaderboard.board.standings import KINDS, Standing, gained, kind
+from leaderboard.board.standings import KINDS, Standing, gained, have_equal_names, kind
 from leaderboard.readers.records import BASELINE
 from leaderboard.report import words
 from leaderboard.report.contents import Report
@@ -117,6 +117,9 @@ def _legend(report: Report) -> str:
 def _board_heads(report: Report) -> str:
     board = report.standings
     heads = ['<th scope="col" data-first="up" aria-sort="ascending">Recipe</th>']
+    settings = ['<th scope="col" class="settings" data-first="up">Settings</th>']
+    beside_name, last = _where_settings_stand(report)
+    heads += settings * beside_name
     for task in board.tasks:
         cells = [row.cells[task] for row in board.rows if task in row.cells and row.cells[task].metric]
         about = f"{metric_name(cells[0])}, {direction(cells[0])}, {_documents(cells)}" if cells else ""
@@ -125,9 +128,14 @@ def _board_heads(report: Report) -> str:
         heads.append('<th scope="col">Beats control</th>')
     if _sized(report):
         heads.append('<th scope="col" data-first="up">Size kept</th>')
-    if any(row.settings for row in board.rows):
-        heads.append('<th scope="col" class="settings" data-first="up">Settings</th>')
-    return "".join(heads)
+    return "".join([*heads, *settings * last])
+
+
+def _where_settings_stand(report: Report) -> tuple[bool, bool]:
+    """Whether beside the names, which two rows share, and whether last; neither where there are none."""
+    rows = report.standings.rows
+    beside_name = have_equal_names(rows)
+    return beside_name, not beside_name and any(row.settings for row in rows)
 
 
 def _documents(cells: Sequence[Cell]) -> str:
@@ -151,6 +159,10 @@ def _row(report: Report, row: Standing, what: str) -> str:
     arrow = '<span class="rank" aria-hidden="true">\u21b3</span><span class="vh">control: </span>'
     head = f"{arrow}{breakable(row.control)}" if row.control and what == "control" else f"{rank}{breakable(row.recipe)}"
     cells = [f'<th scope="row" data-s="{place:.4g}">{head}</th>']
+    sort = f' data-s="{text(row.settings)}"' if row.settings else ""
+    settings = [f'<td class="settings"{sort}>{breakable(row.settings)}</td>']
+    beside_name, last = _where_settings_stand(report)
+    cells += settings * beside_name
     cells += [_cell(row.cells.get(task), best=row.name in board.best[task]) for task in board.tasks]
     if any(other.better for other in board.rows):
         share_beaten = f' data-s="{row.beaten / row.better:.3g}"' if row.better else ""
@@ -158,9 +170,7 @@ def _row(report: Report, row: Standing, what: str) -> str:
     if _sized(report):
         kept = "" if row.parameters_kept is None else f' data-s="{row.parameters_kept:.4g}"'
         cells.append(f"<td{kept}>{share(row.parameters_kept)}</td>")
-    if any(other.settings for other in board.rows):
-        sort = f' data-s="{text(row.settings)}"' if row.settings else ""
-        cells.append(f'<td class="settings"{sort}>{breakable(row.settings)}</td>')
+    cells += settings * last
     return f"<tr{f' class={chr(34)}{what}{chr(34)}' if what else ''}>{''.join(cells)}</tr>"
 
 

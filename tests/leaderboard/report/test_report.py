@@ -275,3 +275,15 @@ def test_what_is_better_as_its_control_may_be_is_told_apart(report: Report) -> N
     assert "2 more are better than the baseline, with no control to tell why." in told()
     assert "1 more is better than the baseline, but not shown to beat a control." in told(against_controls=(control,))
     assert words_of(laser) == "better, no control run" and words_of(replace(laser, control="noise")) == "better"
+
+
+def test_settings_stand_beside_a_name_that_several_rows_share(database: Path, made: Any, kit: Any) -> None:
+    def heads() -> list[str]:
+        page = Page(as_html(read_report([], database)))
+        scopes = [head["scope"] for head in page.all("th")]
+        return page.texts["th"][: scopes.index("row")]
+
+    assert heads().index("Settings") == len(heads()) - 1
+    made.run("svd:rank=3", {"int_mult": kit.pair(400, 200, lost=30)[1]}, folder="other")
+    assert not ingest([made.root], database).rejected
+    assert heads().index("Settings") == 1 and heads().count("Settings") == 1
