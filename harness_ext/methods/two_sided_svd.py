@@ -1,7 +1,8 @@
 """Truncation with both sides of a matrix weighted: by what its inputs are, and by what the loss makes of its outputs.
 
 `argmin_{rank r} tr(B (W - W') A (W - W')^T)` for W `[m, n]`, A `[n, n]` of the inputs and B `[m, m]` of the outputs is
-`W' = B^-1/2 U_r U_r^T B^1/2 W`, U_r the leading eigenvectors of `B^1/2 W A W^T B^1/2`. A is never inverted or factored.
+`W' = L^-T U_r U_r^T L^T W`, where `B = L L^T` and U_r are the leading eigenvectors of `L^T W A W^T L`. Any L will do,
+since another one is this times an orthogonal matrix: the Cholesky factor costs least. A is never inverted or factored.
 Methods differ in the two weights alone:
 
 - A the inputs' second moment and B that of the gradients at the outputs, token by token, is the Kronecker-factored
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness_ext.linalg.moments import add_ridge, overwrite_by_eigenvectors
+from harness_ext.linalg.moments import add_ridge, least_ridge, overwrite_by_cholesky
 from harness_ext.methods import Edit, method
 from harness_ext.methods.feature_space import leading_directions, output_spectrum
 from harness_ext.methods.registry import only_if
@@ -54,7 +55,7 @@ def two_sided_svd(
     shrink_out: Annotated[float, Field(gt=0, le=1)] = SHRINK_OUT,
     diagonal_in: bool = False,
 ) -> Edit:
-    """`W' = B^-1/2 U_r U_r^T B^1/2 W`; see the module.
+    """`W' = L^-T U_r U_r^T L^T W`; see the module.
 
     input_second_moment: `[n, n]`, the mean of `x x^T` over tokens. gradient_second_moment: `[m, m]`, the mean of
     `g g^T`, g the gradient of the documents' loss at the outputs. batch_gradients: `[k, m, n]`, the gradients of the
@@ -128,21 +129,21 @@ def _over_norm(moment: Tensor) -> Tensor:
 
 
 class WeightedOutputs(NamedTuple):
-    """The outputs of W as both sides weigh them, in fp64. weighted: `B^1/2 W` `[m, n]`. eigenvalues `[r]`, descending,
-    and directions `[m, r]` of `B^1/2 W A W^T B^1/2`. vectors, roots: eigenvectors of B and the roots of its
-    eigenvalues. are_weighted: whether B says anything.
+    """The outputs of W as both sides weigh them, in fp64. weighted: `L^T W` `[m, n]`. eigenvalues `[r]`, descending,
+    and directions `[m, r]` of `L^T W A W^T L`. lower: L `[m, m]`. are_weighted: whether B says anything.
     """
 
     weighted: Tensor
     eigenvalues: Tensor
     directions: Tensor
-    vectors: Tensor
-    roots: Tensor
+    lower: Tensor
     are_weighted: bool
 
     def unweighted(self, values: Tensor) -> Tensor:
-        """`B^-1/2` times values `[m, k]`."""
-        return (self.vectors / self.roots) @ (self.vectors.T @ values)
+        """`L^-T` times values `[m, k]`."""
+        import torch
+
+        return torch.linalg.solve_triangular(self.lower.T, values, upper=True)
 
 
 def weighted_outputs(
@@ -157,13 +158,10 @@ def weighted_outputs(
     are_weighted = bool(outputs.diagonal().max() > 0)
     if not are_weighted:
         outputs = torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
-    values, vectors = overwrite_by_eigenvectors(outputs)
     # shrinking leaves no eigenvalue below its share of the mean; rounding might
-    roots = values.clamp(min=float(values[-1]) * 1e-15).sqrt()
-    weighted = (vectors * roots) @ (vectors.T @ dense)
-    return WeightedOutputs(
-        weighted, *output_spectrum(weighted, shrunk(inputs, shrink_in)), vectors, roots, are_weighted
-    )
+    lower = overwrite_by_cholesky(add_ridge(outputs, least_ridge(float(outputs.trace()))))
+    weighted = lower.T @ dense
+    return WeightedOutputs(weighted, *output_spectrum(weighted, shrunk(inputs, shrink_in)), lower, are_weighted)
 
 
 def shrunk(moment: Tensor, share: float) -> Tensor:
