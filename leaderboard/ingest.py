@@ -289,7 +289,8 @@ def _rebuild(roots: Sequence[Path], database: Path, timeout_s: float) -> IngestR
             ) from error
         finally:
             for leftover in (temporary, Path(f"{temporary}.wal")):
-                leftover.unlink(missing_ok=True)
+                with suppress(OSError):  # why the rebuild failed says more
+                    leftover.unlink(missing_ok=True)
     return report
 
 

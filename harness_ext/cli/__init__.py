@@ -7,6 +7,7 @@ flags, and our commands are added beside its own. `exit_codes` has what each com
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -139,10 +140,11 @@ def _of_the_disk(error: Exception) -> str | None:
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     named = getattr(error, "filename", None)
-    return (
-        f"{named or 'a file'} cannot be written or read: {disk_trouble(error)}; make room (in TMPDIR and ~/.cache too)"
-        " and run the same command again"
+    read_only = getattr(error, "errno", None) == errno.EROFS
+    cure = (
+        "name another folder" if read_only else "make room (in TMPDIR and ~/.cache too) and run the same command again"
     )
+    return f"{named or 'a file'} cannot be written or read: {disk_trouble(error)}; {cure}"
 
 
 def message_of(error: Exception) -> str | None:

@@ -58,7 +58,7 @@ class Driver:
         """Run every cell that is not settled; whether all cells are done. Raises UserError, also where another driver
         lives.
         """
-        self.plan.folder.mkdir(parents=True, exist_ok=True)
+        self.plan.make_folder()
         with claimed(self.plan.folder) as claim:
             self.plan.write()
             self.first()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,11 +116,21 @@ class SweepPlan:
         )
         return replace(found, cells=tuple(cells))
 
+    def make_folder(self) -> None:
+        """Make the sweep's folder and that of its cells. Raises UserError."""
+        with self._told():
+            (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
+
     def write(self) -> None:
         """Keep the plan for `status` and the page. Raises UserError."""
-        try:
-            (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
+        self.make_folder()
+        with self._told():
             write_record(self.folder / PLAN, {"name": self.sweep.name, "cells": self.records})
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"{self.folder} cannot be written: {error.strerror or error}; make room, or name another output_path"

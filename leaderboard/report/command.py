@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 from leaderboard.commands import DEFAULT_DATABASE, RUN_HELP
@@ -75,5 +76,6 @@ def _write(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses to remove even what is not there
+            beside.unlink(missing_ok=True)
         raise LeaderboardError(f"--out {path} cannot be written: {error.strerror or error}") from None

@@ -229,7 +229,8 @@ def _removed_if_never_begun(database: Path) -> Iterator[None]:
         yield
     except Unwritable:
         if not there:
-            database.unlink(missing_ok=True)
+            with suppress(OSError):
+                database.unlink(missing_ok=True)
         raise
 
 

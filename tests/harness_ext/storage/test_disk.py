@@ -11,9 +11,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from harness_ext.cli import message_of
 from harness_ext.errors import UserError
 from harness_ext.storage import rundir
 from harness_ext.storage.disk import disk_trouble, is_of_the_disk
+from harness_ext.storage.paths import keep_text
 from harness_ext.storage.resume import ResumeState
 
 FULL = SafetensorError('Error while serializing: I/O error: No space left on device (os error 28) at path "/x/.tmpA"')
@@ -23,6 +25,27 @@ FULL = SafetensorError('Error while serializing: I/O error: No space left on dev
 def test_errors_of_the_system(code: int) -> None:
     error = OSError(code, os.strerror(code), "/x")
     assert disk_trouble(error) == os.strerror(code) and is_of_the_disk(error)
+
+
+def test_room_is_asked_for_where_room_is_lacking() -> None:
+    full, read_only = (message_of(OSError(code, os.strerror(code), "/x")) for code in (errno.ENOSPC, errno.EROFS))
+    assert full == (
+        "/x cannot be written or read: No space left on device; make room (in TMPDIR and ~/.cache too) and run the same"
+        " command again"
+    )
+    assert read_only == "/x cannot be written or read: Read-only file system; name another folder"
+
+
+@pytest.mark.parametrize("call", ["tempfile.mkstemp", "os.replace"])
+def test_a_cache_that_becomes_read_only_keeps_nothing(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(call, refused)
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert keep_text(tmp_path / "a", "text") is False
 
 
 def test_errors_of_writers() -> None:

@@ -161,6 +161,15 @@ def states(plan: SweepPlan) -> list[str]:
     return [cell.state for cell in state.cells]
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_any_cell(plan: SweepPlan) -> None:
+    plan.folder.parent.parent.mkdir(parents=True)
+    plan.folder.parent.write_text("a file where the sweeps' folder belongs")
+    drive = Drive(plan, lambda job, _: ends(job))
+    with pytest.raises(UserError, match="s cannot be written: Not a directory; make room, or name another output_path"):
+        drive.run()
+    assert drive.engine.begun == []
+
+
 def test_all_is_run_once_in_order_and_taken_in(plan: SweepPlan) -> None:
     drive = Drive(plan, lambda job, _: ends(job))
     assert drive.run()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import pytest
 from leaderboard.__main__ import main
 from leaderboard.errors import LeaderboardError
 from leaderboard.ingest import ingest
+from leaderboard.report.command import _write
 from leaderboard.report.contents import Report, read_report
 from leaderboard.report.html import as_html
 from leaderboard.report.markdown import as_markdown_report
@@ -222,6 +225,16 @@ def test_the_command_writes_where_it_is_told(
     assert main(["report", "--database", str(database), "--out", str(tmp_path / "no" / "x.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == []
+
+
+def test_a_read_only_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    monkeypatch.setattr(Path, "unlink", refused)  # as such a disk does, though nothing is there
+    with pytest.raises(LeaderboardError, match=r"^--out \S+x\.html cannot be written: Read-only file system$"):
+        _write(tmp_path / "x.html", "text")
 
 
 @pytest.mark.slow
