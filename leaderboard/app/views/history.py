@@ -12,6 +12,7 @@ import streamlit as st
 from leaderboard.app import data, layout, linked_table, url_state
 from leaderboard.app.charts import timeline
 from leaderboard.app.download import downloads
+from leaderboard.app.tables import verdict_words
 from leaderboard.board.across_models import unedited
 from leaderboard.board.cell import Cell
 from leaderboard.board.history import Event, History, HistoryPoint, HistorySubject, history, subjects
@@ -136,7 +137,7 @@ def _row(point: HistoryPoint, cell: Cell | None) -> dict[str, Any]:
     return {
         "Started (UTC)": timeline.when(point.moment),
         "Model": timeline.line_of(point),
-        "Verdict": timeline.FAILED if point.status == timeline.FAILED else cell.verdict if cell else "",
+        "Verdict": timeline.FAILED if point.status == timeline.FAILED else verdict_words(cell) if cell else "",
         "Score": number(point.score) if point.score is not None else plain(point.reported),
         "95 %": interval,
         "Changed": plain(

@@ -13,6 +13,7 @@ from leaderboard.app import data, layout, linked_table, url_state
 from leaderboard.app.charts.grid import MEASURES, place_map, place_sentence
 from leaderboard.app.colours import NEUTRAL, word_colour
 from leaderboard.app.download import downloads
+from leaderboard.app.tables import verdict_words
 from leaderboard.board.cell import COMPARED, Cell
 from leaderboard.board.layers import LayerEdit, LayerPlace, edits, matrices_of, places, verdicts
 from leaderboard.terminal.format import counted, interval, number, percent, plain
@@ -219,7 +220,7 @@ def _row(edit: LayerEdit, cell: Cell | None) -> dict[str, Any]:
             "" if edit.rank_before is None or edit.rank_after is None else f"{edit.rank_before} -> {edit.rank_after}"
         ),
         "Kept": percent(edit.rank_kept),
-        "Verdict": cell.verdict if cell else "",
+        "Verdict": verdict_words(cell) if cell else "",
         "Score minus baseline [95 %]": interval(cell) if cell else "",
         "Energy kept": percent(edit.energy_kept),
         "Relative error": number(edit.relative_error),

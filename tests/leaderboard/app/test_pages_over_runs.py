@@ -118,8 +118,8 @@ class TestHistory:
             "0.5000",
         ]
         assert runs["Changed"].iloc[0].startswith("batch size: 1 -> 8") and list(runs["Verdict"]) == [
-            "better",
-            "better",
+            "better, no control run",
+            "better, no control run",
             "baseline",
         ]
         assert sorted(decisions["Decision"]) == ["blessed", "pinned"] and HOSTILE in list(decisions["Reason"])
@@ -236,6 +236,7 @@ class TestLayers:
             set(edits["Recipe"]) == {"laser", HOSTILE}
             and set(edits["Rank"]) == {"4 -> 2"}
             and set(edits["Kept"]) == {"50.0%"}
+            and set(edits["Verdict"]) == {"better, no control run", "undecided"}
         )
         place, points = descriptions(app)
         assert (
