@@ -64,6 +64,7 @@ class Cell:
     runs of equal weights. `too_few`: of an undecided cell, why its documents are too few for any difference.
     `says_nothing`: the interval is as wide as the score's range. `fell`, `rose`: documents of an undecided cell that
     got worse and better. `against_collapsed`: what it is compared with, a control, collapsed itself.
+    `collapsed_on`: the other tasks on which the same weights collapsed.
     `further`: the same run on the task's other metrics (see `board.further`), which are not primary. `shots`: examples
     in the prompt, where that is known. `rephrased`: what prompts have around the task's own, such as a chat template.
     """
@@ -119,6 +120,7 @@ class Cell:
     collapse: tuple[str, ...] | None = None
     weights: str = ""
     against_collapsed: bool = False
+    collapsed_on: tuple[str, ...] = ()
     too_few: TooFew | None = None
     says_nothing: bool = False
     fell: int | None = None
@@ -140,6 +142,11 @@ class Cell:
     def scored(self) -> str | None:
         """How many documents, such as `60 documents` or `first 20 of 60 documents`; None where nothing says."""
         return self.subset or (None if self.n is None else f"{self.n:,} documents")
+
+    @property
+    def is_ruined(self) -> bool:
+        """Whether the model collapsed, on this task or another."""
+        return self.verdict == COLLAPSED or bool(self.collapsed_on)
 
     @property
     def beats_controls(self) -> bool | None:
@@ -261,7 +268,8 @@ def _with_collapse(cell: Cell, tasks: tuple[str, ...]) -> Cell:
         return _collapsed(cell, *cell.collapse)
     if cell.collapse is None:
         return _collapsed(cell, f"collapsed on {', '.join(tasks)}; this task cannot tell by itself")
-    return changed(cell, notes=(*cell.notes, f"the same weights collapsed on {', '.join(tasks)}"))
+    note = f"the same weights collapsed on {', '.join(tasks)}"
+    return changed(cell, notes=(*cell.notes, note), collapsed_on=tasks)
 
 
 def with_collapsed_controls(cell: Cell, collapsed: set[tuple[str, str]]) -> Cell:

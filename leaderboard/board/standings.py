@@ -10,7 +10,8 @@ Notable choices:
 - Ranks are over tasks that all ranked rows have. A row without any comparison has no rank. So that one short run does
   not leave a single task for all, up to a quarter of the rows go without where the others then have more tasks in
   common (rows times tasks are most); where no task is common, as many as it takes. They are those whose tasks the
-  fewest others have.
+  fewest others have. Where the model collapsed on a task that the ranks are not over, the row stands behind on all
+  that they are over: it would share a place with the baseline else. A rank by one chosen task is of that task alone.
 - The baseline of a task is the unedited run that most others are compared with; where these are several runs that were
   not asked the same, its row is called by none of their names. Other runs of the unedited model are rows without a
   rank, and no recipes. A cell may be compared with one of those: `Standings.compared_elsewhere` names it.
@@ -158,7 +159,7 @@ def standings(cells: Iterable[Cell], *, by: str | None = None, about: Collection
     recipes = [replace(row, controls=tuple(claimed.get(row.name, ()))) for row in recipes]
     in_ranks = [row for row in recipes if row.is_recipe or row.is_main]
     taken = {one.name for of_recipe in claimed.values() for one in of_recipe}
-    ranked_on, ranks = _ranks(in_ranks, tasks if by is None else (by,))
+    ranked_on, ranks = _ranks(in_ranks, tasks if by is None else (by,), anywhere=by is None)
     ranked = sorted((replace(row, rank=ranks.get(row.name)) for row in recipes), key=_order)
     return Standings(
         tasks,
@@ -265,8 +266,12 @@ def _comparable(row: Standing, task: str) -> bool:
     return cell is not None and (cell.verdict in COMPARED or cell.verdict == BASELINE)
 
 
-def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, ...], dict[str, Rank]]:
-    """The tasks that ranks are over, and the rank of each row that has one, by name."""
+def _ranks(
+    rows: Sequence[Standing], tasks: Sequence[str], *, anywhere: bool
+) -> tuple[tuple[str, ...], dict[str, Rank]]:
+    """The tasks that ranks are over, and the rank of each row that has one, by name. anywhere: whether a collapse on a
+    task that they are not over counts too.
+    """
     having = {row.name: frozenset(task for task in tasks if _comparable(row, task)) for row in rows}
     shared_by = Counter(task for found in having.values() for task in found)
     ranked = sorted(
@@ -277,6 +282,8 @@ def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, .
     if not common:
         return (), {}
     values = np.array([[proven(row.cells[task]) for task in common] for row in chosen])
+    if anywhere:
+        values[[_collapsed_beside(row, common) for row in chosen]] = -np.inf
     means = np.column_stack([_places(-column).mean(axis=0) for column in values.T]).mean(axis=1).round(9)
     places = _places(means)[0]
     shared = Counter(places.tolist())
@@ -284,6 +291,12 @@ def _ranks(rows: Sequence[Standing], tasks: Sequence[str]) -> tuple[tuple[str, .
         row.name: Rank(int(place), shared[int(place)] > 1, float(mean))
         for row, place, mean in zip(chosen, places, means)
     }
+
+
+def _collapsed_beside(row: Standing, common: Collection[str]) -> bool:
+    """Whether the row's model collapsed on a task that is not among these."""
+    collapsed = {task for task, cell in row.cells.items() if cell.verdict == COLLAPSED}
+    return not collapsed.union(*(cell.collapsed_on for cell in row.cells.values())) <= {*common}
 
 
 def _with_most_in_common(

@@ -9,7 +9,6 @@ from typing import NamedTuple
 from leaderboard.board.cell import Cell
 from leaderboard.board.pareto import front
 from leaderboard.board.standings import Standing, kind
-from leaderboard.compare.collapse import COLLAPSED
 from leaderboard.report import svg
 from leaderboard.report.contents import Report
 from leaderboard.report.svg import Scale, label, line, mark, number, text
@@ -183,7 +182,7 @@ def _good(cell: Cell) -> float:
 
 def _front(points: Sequence[_SizedRow]) -> list[int]:
     """The points that nothing beats in both, by size; a collapsed model is never among them."""
-    able = [i for i, point in enumerate(points) if point.cell.verdict != COLLAPSED]
+    able = [i for i, point in enumerate(points) if not point.cell.is_ruined]
     return [able[k] for k in front([points[i].kept for i in able], [points[i].good for i in able])]
 
 

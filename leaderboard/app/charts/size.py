@@ -76,8 +76,9 @@ class SizePoint(NamedTuple):
 
 
 def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -> list[SizePoint]:
-    """The cells with a score and a recorded size; the front is each task's own, and no control and no collapsed model
-    is on it. measure: the field of a `Measure`; of tokens per second more is better, of all others less.
+    """The cells with a score and a recorded size; the front is each task's own, and no control and no model that
+    collapsed on any task is on it. measure: the field of a `Measure`; of tokens per second more is better, of all
+    others less.
     """
     by_task: dict[str, list[tuple[Cell, float, float | None]]] = defaultdict(list)
     for cell in cells:
@@ -87,7 +88,7 @@ def points(cells: Sequence[Cell], facts: Mapping[str, RunFacts], measure: str) -
     found = []
     sign = -1.0 if measure == SPEED.field else 1.0
     for rows in by_task.values():
-        able = [i for i, (cell, _, _) in enumerate(rows) if cell.verdict != COLLAPSED and cell.control is None]
+        able = [i for i, (cell, _, _) in enumerate(rows) if not cell.is_ruined and cell.control is None]
         on_it = {able[k] for k in front([sign * rows[i][1] for i in able], [_good(rows[i][0]) for i in able])}
         found += [SizePoint(*row, i in on_it) for i, row in enumerate(rows)]
     return found

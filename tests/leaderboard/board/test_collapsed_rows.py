@@ -157,6 +157,24 @@ class TestShown:
         cells = [a_cell("sums", "collapsed", run_id="a", score=0.9), a_cell("sums", "worse", run_id="b")]
         assert [point.front for point in points(cells, facts, "parameters")] == [False, True]
 
+    def test_a_model_that_collapsed_on_another_task_is_on_no_front_either(self) -> None:
+        facts = {
+            name: RunFacts(name, "m", name, "complete", None, 100.0, size) for name, size in (("a", 10.0), ("b", 50.0))
+        }
+        cells = with_collapses(
+            [
+                a_cell("sums", "better", run_id="a", score=0.9, weights="w", collapse=()),
+                a_cell("facts", "worse", run_id="a", weights="w", collapse=(WHY,)),
+                a_cell("sums", "worse", run_id="b", weights="v"),
+            ]
+        )
+        assert [(cell.verdict, cell.is_ruined) for cell in cells] == [
+            ("better", True),
+            ("collapsed", True),
+            ("worse", False),
+        ]
+        assert {point.cell.run_id for point in points(cells, facts, "parameters") if point.front} == {"b"}
+
     def test_across_models_it_is_a_loss(self) -> None:
         cells = [a_cell("sums", word, model=f"m{i}") for i, word in enumerate(["better", "collapsed", "collapsed"])]
         (line,) = lines(cells, "sums")

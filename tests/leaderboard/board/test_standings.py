@@ -141,6 +141,21 @@ def test_collapsed_is_behind_worse_whatever_its_metric_says() -> None:
     assert proven(cells[0]) < proven(cells[1])
 
 
+def test_a_collapse_counts_where_the_ranks_are_not_over_its_task() -> None:
+    cells = [
+        *baseline("a", "b"),
+        cell("lost", "a", "better", 0.9),
+        cell("lost", "b", "collapsed", -0.9),
+        cell("the same weights", "a", "better", 0.9, collapsed_on=("b",)),
+        cell("svd", "a", "undecided"),
+        cell("laser", "a", "worse", -0.1),
+    ]
+    found = standings(cells)
+    assert found.ranked_on == ("a",)
+    assert names(found) == ["1= baseline", "1= svd", "3 laser", "4= lost", "4= the same weights"]
+    assert names(standings(cells, by="a"))[:2] == ["1= lost", "1= the same weights"]
+
+
 def test_ranks_are_over_tasks_that_all_have_and_a_chosen_task_goes_before() -> None:
     cells = [
         *baseline("a", "b", "c"),
