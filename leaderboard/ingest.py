@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from leaderboard import make_callable
 from leaderboard.board import stored_verdicts
 from leaderboard.board.board import judge_ahead
+from leaderboard.commands import ingest_command
 from leaderboard.compare import verdict_cache
 from leaderboard.errors import (
     ForeignDatabase,
@@ -42,7 +43,7 @@ from leaderboard.readers.reader import read_runs
 from leaderboard.readers.records import Rejection, Run
 from leaderboard.readers.safe_json import no_collection
 from leaderboard.readers.samples_reader import SamplesReader
-from leaderboard.store import decisions, trouble
+from leaderboard.store import decisions, migrations, trouble
 from leaderboard.store.database import Store, connect_to_salvage, memory_store, open_for_writing_unlocked, open_store
 from leaderboard.store.decision_files import folder_of, names
 from leaderboard.store.lock import file_lock
@@ -67,7 +68,8 @@ _BATCH_BYTES = 256 * 2**20  # of samples files, which bounds the memory
 @dataclass(frozen=True)
 class IngestReport:
     """What became of each run found; `deleted` ones were taken off the board before. `store` is set only when there is
-    no file: the caller closes its connection. known: the ids of the duplicates. notes: sentences about a rebuild.
+    no file: the caller closes its connection. known: the ids of the duplicates. notes: sentences about a rebuild, or on
+    why one is due.
     """
 
     added: list[str] = field(default_factory=list)
@@ -107,7 +109,25 @@ def ingest(
     if report.added or report.duplicates:  # the database is there, and up to date
         seconds = max(_AHEAD_SECONDS, time.monotonic() - started) if report.added else _AGAIN_SECONDS
         judge_outdated(database, timeout_s, seconds)
+    if report.known:
+        report.notes.extend(_of_earlier_versions(roots, database, report.known, timeout_s))
     return report
+
+
+def _of_earlier_versions(
+    roots: Sequence[Path], database: Path, known: Sequence[str], timeout_s: float
+) -> Iterator[str]:
+    """That some of these runs are there as an earlier version read them: what later ones read of a run is not added to
+    a stored one, so that its verdicts can be others than a new file's.
+    """
+    with open_store(database, timeout_s=timeout_s) as store:
+        before = migrations.runs_before_contents(store.connection, known)
+    if before:
+        command = ingest_command(database, *roots, rebuild=True)
+        yield (
+            f"taken in by an earlier version, which read less of a run: {before:,} of these. Verdicts may differ from"
+            f" those of a new database until `{command}` reads all anew"
+        )
 
 
 def _recall(

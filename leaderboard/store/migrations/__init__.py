@@ -6,6 +6,7 @@ meets an older or newer schema says so instead of changing the file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 READABLE = 17
 """The oldest schema that this code can read: later migrations add what only writers and SQL users need."""
+
+CONTENTS = 17
+"""The last schema that added something that is read from the files of a run: what was stored before lacks it."""
 
 
 class Migration(NamedTuple):
@@ -50,6 +54,16 @@ def current(connection: duckdb.DuckDBPyConnection) -> int | None:
         return None
     row = connection.execute("SELECT max(number) FROM schema_migrations").fetchone()
     return int(row[0] or 0) if row else 0
+
+
+def runs_before_contents(connection: duckdb.DuckDBPyConnection, run_ids: Sequence[str]) -> int:
+    """How many of these runs were stored before the schema had a place for all that is read of a run today."""
+    row = connection.execute(
+        "SELECT count(*) FROM runs WHERE run_id IN (SELECT unnest(?)) AND ingested_at <"
+        " (SELECT max(applied_at) FROM schema_migrations WHERE number <= ?)",
+        [list(run_ids), CONTENTS],
+    ).fetchone()
+    return int(row[0]) if row else 0
 
 
 def apply(connection: duckdb.DuckDBPyConnection) -> list[Migration]:

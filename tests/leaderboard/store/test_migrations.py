@@ -46,3 +46,21 @@ def test_a_store_whose_first_writer_was_killed_is_not_there_yet(made: Any, kit: 
     ingest([made.root], database)
     with open_store(database) as store:
         assert len(runs(store)) == 1
+
+
+def test_runs_that_an_earlier_version_took_in_are_told_until_a_rebuild(made: Any, kit: Any, tmp_path: Path) -> None:
+    database = tmp_path / "old.duckdb"
+    before, after = kit.pair(20, 10, lost=1)
+    made.run("baseline", {"sums": before})
+    assert ingest([made.root], database).notes == [] == ingest([made.root], database).notes
+    later = "UPDATE schema_migrations SET applied_at = applied_at + INTERVAL 1 HOUR WHERE number = ?"
+    with open_store(database, read_only=False) as store:
+        store.connection.execute(later, [migrations.CONTENTS + 1])
+    assert ingest([made.root], database).notes == [], "what only writers and SQL users need is missed by no run"
+    with open_store(database, read_only=False) as store:
+        store.connection.execute("UPDATE runs SET ingested_at = ingested_at - INTERVAL 1 HOUR")
+    made.run("laser", {"sums": after})
+    (note,) = ingest([made.root], database).notes
+    assert "read less of a run: 1 of these." in note and f"--rebuild {made.root}" in note
+    ingest([made.root], database, rebuild=True)
+    assert ingest([made.root], database).notes == []
