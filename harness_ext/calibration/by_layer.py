@@ -62,6 +62,16 @@ Learned = tuple[Sequence[Matrix], Mapping[str, Mapping[str, "Tensor"]]]
 """Some matrices, and their statistics by `Matrix.key` as `gather` gives them."""
 Statistics = Mapping[str, Mapping[str, "Tensor"]]
 """Of some matrices, by `Matrix.key`."""
+
+
+class LearnedGroup(NamedTuple):
+    """Some matrices of a layer, and their statistics. is_last: whether all of the layer's are there now."""
+
+    matrices: Sequence[Matrix]
+    statistics: Statistics
+    is_last: bool
+
+
 Stages = Callable[[Sequence[Matrix]], Sequence[Sequence[Matrix]]]
 """Splits the matrices of a layer into those that are learned about, and edited, one after another."""
 
@@ -179,6 +189,20 @@ class LayerWalk:
         """The matrices layer by layer, with the statistics of the model as it was when this began: a layer may be
         edited when its statistics are there.
         """
+        own: list[Matrix] = []
+        found: dict[str, Mapping[str, Tensor]] = {}
+        for group, more, is_last in self.in_groups(matrices):
+            own, found = [*own, *group], {**found, **more}
+            del more
+            if is_last:
+                yield own, found
+                # Else they would be held while the next layer's are gathered.
+                own, found = [], {}
+
+    def in_groups(self, matrices: Sequence[Matrix]) -> Iterator[LearnedGroup]:
+        """As `as_it_is`, each layer in groups that one pass through it holds (`collect.groups`). It may be edited when
+        its last group is there: earlier ones are to be put aside until then.
+        """
         return self._backward(matrices) if self.backward else self._forward(matrices)
 
     def _counted(self, layers: int) -> AbstractContextManager[Stage]:
@@ -207,7 +231,7 @@ class LayerWalk:
                 counted.advance()
             self._finish(max(by_layer) + 1, states, counted)
 
-    def _forward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
+    def _forward(self, matrices: Sequence[Matrix]) -> Iterator[LearnedGroup]:
         by_layer = self.by_layer(matrices)
         states, last = self.entering(), max(by_layer)
         with self._counted(len(self.stack)) as counted:
@@ -216,16 +240,15 @@ class LayerWalk:
                 if not own:
                     self._go_on(layer, states, counted)
                     continue
-                found: dict[str, dict[str, Tensor]] = {}
                 *before, final = groups(own, self.names)
                 with self.stack.placed(layer, self.layers_on):
                     for group in before:
-                        found |= self._watched(layer, states, group, stop=True)[0]
-                    more, outputs = self._watched(layer, states, final)
+                        yield LearnedGroup(group, self._watched(layer, states, group, stop=True)[0], is_last=False)
+                    found, outputs = self._watched(layer, states, final)
                     states.replace(outputs)
-                    yield own, found | more
+                    yield LearnedGroup(final, found, is_last=True)
                 # Else they would be held while the next layer's are gathered.
-                del found, more, outputs
+                del found, outputs
                 counted.advance()
             self._finish(last + 1, states, counted)
 
@@ -268,7 +291,7 @@ class LayerWalk:
                     yield by_layer[layer], found
                     del found
 
-    def _backward(self, matrices: Sequence[Matrix]) -> Iterator[Learned]:
+    def _backward(self, matrices: Sequence[Matrix]) -> Iterator[LearnedGroup]:
         by_layer = self.by_layer(matrices)
         # There and back.
         with self._counted(2 * len(self.stack) - min(by_layer)) as counted:
@@ -279,19 +302,19 @@ class LayerWalk:
             counted.pace_anew()
             for layer in reversed(range(min(by_layer), len(self.stack))):
                 own = by_layer.get(layer, [])
-                found: dict[str, dict[str, Tensor]] = {}
                 states = entering.pop()
-                before: Sequence[Tensor] = []
                 with self.stack.placed(layer, self.layers_on):
                     walk = self._with_components(layer, states, own)
-                    for group in groups(own, self.names) if own else [[]]:
-                        more, before = walk._watched(layer, states, group, gradients=gradients)
-                        found |= more
-                        del more
+                    *earlier, final = groups(own, self.names) if own else [[]]
+                    for group in earlier:
+                        yield LearnedGroup(
+                            group, walk._watched(layer, states, group, gradients=gradients)[0], is_last=False
+                        )
+                    found, before = walk._watched(layer, states, final, gradients=gradients)
                     gradients = States(before)
                     counted.advance()
                     if own:
-                        yield own, found
+                        yield LearnedGroup(final, found, is_last=True)
                     del found, states, before
 
     def _with_components(self, layer: int, states: States, matrices: Sequence[Matrix]) -> LayerWalk:

@@ -20,6 +20,7 @@ from harness_ext.model.digests import name_of, named, tensor_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from harness_ext.calibration.by_layer import LearnedGroup
     from harness_ext.model.layout import Matrix
 
     Statistics = Mapping[str, Tensor]
@@ -103,15 +104,16 @@ class ScratchStore:
             self._held + size > self._limit
             and (old := next((other for other in self._sizes if other != batch), None)) is not None
         ):
-            self._drop(old)
+            self.drop(old)
         return self._held + size <= self._limit
 
     def _path(self, batch: str, name: str) -> Path:
         return self._folder / f"{hashlib.sha256(f'{batch} {name}'.encode()).hexdigest()}.safetensors"
 
-    def _drop(self, batch: str) -> None:
-        del self._places[batch]
-        for path, size in self._sizes.pop(batch).items():
+    def drop(self, batch: str) -> None:
+        """Forget a batch, where there is one."""
+        self._places.pop(batch, None)
+        for path, size in self._sizes.pop(batch, {}).items():
             path.unlink(missing_ok=True)
             self._held -= size
 
@@ -143,6 +145,7 @@ class StatisticsCache:
 
     def __init__(self, scratch: Path, limit_bytes: int = SCRATCH_BYTES) -> None:
         self._statistics = ScratchStore(scratch / "statistics", limit_bytes)
+        self._aside = ScratchStore(scratch / "aside")
         self._results = ScratchStore(scratch / "results", limit_bytes)
         self.losses: dict[tuple[str, ...], Any] = {}
         self.trials: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -177,24 +180,35 @@ class StatisticsCache:
         self,
         about: Sequence[str],
         matrices: Sequence[Matrix],
-        learn: Callable[[Sequence[Matrix]], Iterator[Learned]],
+        learn: Callable[[Sequence[Matrix]], Iterator[LearnedGroup]],
         expected: int,
     ) -> Iterator[Learned]:
         """The matrices in parts, with their statistics: first those that have none yet, as `learn` gives them, and then
         those that were kept. about: as in `gathered`. expected: what the statistics will take, in bytes; nothing is
-        kept of what cannot be kept whole, since a pass through the model would be needed for the rest as well.
+        kept of what cannot be kept whole, since a pass through the model would be needed for the rest as well. Groups
+        of a layer that has several are put aside until its last is there, so that memory holds one.
         """
         batch = _batch(about)
         there = self._statistics.names(batch)
         if missing := [matrix for matrix in matrices if matrix.key not in there]:
             keeps = self._statistics.admits(expected)
-            for group, gathered in learn(missing):
+            aside: list[tuple[Sequence[Matrix], Mapping[str, Statistics]]] = []
+            for group, gathered, is_last in learn(missing):
                 found = _of_each(group, gathered)
-                if keeps:
-                    self._statistics.save(batch, found)
-                yield group, {key: _named(self._statistics, batch, key, values) for key, values in found.items()}
+                if aside or not is_last:
+                    aside.append((group, self._put_aside(batch, found, keeps=keeps)))
+                else:
+                    if keeps:
+                        self._statistics.save(batch, found)
+                    yield group, {key: _named(self._statistics, batch, key, values) for key, values in found.items()}
                 # Else they would be held while the next are learned.
                 del gathered, found
+                if is_last:
+                    for earlier, on_scratch in aside:
+                        for matrix in earlier:
+                            yield [matrix], {matrix.key: on_scratch[matrix.key]}
+                    aside.clear()
+                    self._aside.drop(batch)
         for matrix in matrices:
             if matrix.key in there:
                 kept = self._statistics.load(batch, matrix.key)
@@ -202,11 +216,16 @@ class StatisticsCache:
                 yield [matrix], {matrix.key: _named(self._statistics, batch, matrix.key, kept)}
                 del kept
 
+    def _put_aside(self, batch: str, found: Mapping[str, Statistics], *, keeps: bool) -> Mapping[str, Statistics]:
+        """Statistics of a group, read when asked for: kept for the session, or until the layer's are all used."""
+        store = self._statistics if keeps else self._aside
+        return _OnScratch(store, batch, {} if store.save(batch, found) else found)
+
     def at_hand(
         self,
         about: Sequence[str],
         matrices: Sequence[Matrix],
-        learn: Callable[[Sequence[Matrix]], Iterator[Learned]],
+        learn: Callable[[Sequence[Matrix]], Iterator[LearnedGroup]],
         expected: int,
     ) -> Mapping[str, Statistics] | None:
         """The statistics of these matrices by `Matrix.key`, read when asked for, once those that have none yet are

@@ -34,7 +34,7 @@ def walked(
     model: EditableModel, walk: LayerWalk, matrices: Sequence[Matrix], about: Sequence[str]
 ) -> Iterator[Learned]:
     """The matrices in parts, each with its statistics, by a walk where they are not there."""
-    return model.statistics_cache.through(about, matrices, walk.as_it_is, _expected(matrices, walk.names))
+    return model.statistics_cache.through(about, matrices, walk.in_groups, _expected(matrices, walk.names))
 
 
 def at_hand(
@@ -43,7 +43,7 @@ def at_hand(
     """The statistics of all matrices, read when asked for, by a walk where some are not there; None where there is no
     room for all of them.
     """
-    return model.statistics_cache.at_hand(about, matrices, walk.as_it_is, _expected(matrices, walk.names))
+    return model.statistics_cache.at_hand(about, matrices, walk.in_groups, _expected(matrices, walk.names))
 
 
 def by_whole_passes(

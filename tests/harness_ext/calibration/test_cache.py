@@ -4,6 +4,7 @@ bounds.
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,34 @@ def test_without_room_it_is_gathered_again_and_nothing_else_changes(
     assert count < len(gathered) <= 2 * count
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors")) <= 2 * room + 100 * count
     assert found == [digest_after(make_lm("llama"), specification) for specification in BUDGETS[:2]]
+
+
+@pytest.mark.parametrize("recipe", ["svd-llm", "fisher-svd", "basis-sharing", "d-rank"])
+@pytest.mark.parametrize("room", [0, 1 << 30])
+def test_groups_of_a_layer_are_put_aside_and_nothing_else_changes(
+    make_lm, monkeypatch: pytest.MonkeyPatch, recipe: str, room: int, tmp_path: Path
+) -> None:
+    """A layer whose statistics are more than a pass holds: memory has those of one group, whether or not they stay."""
+    specification = f"{recipe}:calibration.samples=8"
+    found = digest_after(make_lm("llama"), specification)
+    held: list[weakref.ref[torch.Tensor]] = []
+    calls: list[int] = []
+
+    def watching(group, *rest):
+        calls.append(sum(one() is not None for one in held))
+        statistics, states = collect_watched(group, *rest)
+        held.extend(weakref.ref(value) for values in statistics.values() for value in values.values())
+        return statistics, states
+
+    monkeypatch.setattr(by_layer, "watched_through", watching)
+    monkeypatch.setattr(collect, "FACTOR_BYTES", 1)
+    lm = make_lm("llama")
+    count = len(lm.weights.layout.matrices)
+    lm._statistics_cache = StatisticsCache(tmp_path, limit_bytes=room)
+    assert digest_after(lm, specification) == found and len(calls) >= count
+    if recipe != "basis-sharing":  # whose groups of layers wait for each other
+        assert set(calls) == {0}
+    assert not list((tmp_path / "aside").glob("*")) and bool(list(tmp_path.rglob("*.safetensors"))) == (room > 0)
 
 
 def test_a_store_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
