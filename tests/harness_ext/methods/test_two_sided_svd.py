@@ -137,6 +137,44 @@ def test_the_gradients_are_those_at_the_outputs(make_lm) -> None:
     torch.testing.assert_close(got / got.trace(), wanted / wanted.trace(), rtol=1e-5, atol=1e-7)
 
 
+def test_the_loss_of_a_document_is_a_mean_over_its_answer(make_lm) -> None:
+    """Where answers differ in length a sum would weigh tokens otherwise, which is what the released code has."""
+    lm = make_lm("llama", dtype="float64")
+    texts = [("w1 w2 w3", " w4"), ("w5 w6 w7", " w8 w9 w10 w11")]
+    matrices = [matrix for matrix in lm.weights.layout.matrices if matrix.key.endswith("1.mlp.up_proj.weight")]
+
+    def moment(some: list[tuple[str, str]]) -> torch.Tensor:
+        documents = DocumentBatches([LabelledDocument("t", *text, text[0]) for text in some], 1)
+        names = frozenset({"gradient_second_moment"})
+        (found,) = collect.gather(lm, matrices, names, documents, lambda _: None).values()
+        tokens = sum(len(lm.tok_encode("".join(text))) - 1 for text in some)
+        return found["gradient_second_moment"].double() * tokens
+
+    totals = []
+    for reduction in ("mean", "sum"):
+        total = torch.zeros(1, dtype=torch.float64)
+        for context, answer in texts:
+            seen: list[torch.Tensor] = []
+            module = lm.model.get_submodule(matrices[0].module)
+            hook = module.register_forward_hook(
+                lambda *args, seen=seen: (args[2].retain_grad(), seen.append(args[2]))[0]
+            )
+            numbers = lm.tok_encode(context + answer)
+            with torch.enable_grad():
+                embedded = lm.model.get_input_embeddings()(torch.tensor([numbers[:-1]])).detach().requires_grad_(True)
+                count = len(numbers) - len(lm.tok_encode(context))
+                logits = lm.model(inputs_embeds=embedded, use_cache=False).logits[0, -count:]
+                torch.nn.functional.cross_entropy(
+                    logits, torch.tensor(numbers[-count:]), reduction=reduction
+                ).backward()
+            hook.remove()
+            total = total + seen[0].grad[0].double().T @ seen[0].grad[0].double()
+        totals.append(total)
+    torch.testing.assert_close(moment(texts), totals[0], rtol=1e-5, atol=1e-7 * float(totals[0].trace()))
+    assert not torch.allclose(totals[0] / totals[0].trace(), totals[1] / totals[1].trace(), rtol=0.05)
+    assert "mean over its answer's tokens, where the released code sums" in parse_recipe("fisher-svd").caveats
+
+
 class Batches:
     """A matrix `[m, n]` and the gradients of k batches, of few tokens each."""
 
