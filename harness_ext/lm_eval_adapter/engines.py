@@ -29,7 +29,8 @@ class Engine:
     length_argument: the most tokens of a text. gpus: arguments whose product is the number of GPUs that it takes.
     copies: of these, those that start engines of their own for each call, without one that stays. adapters and
     packed: arguments that add to the weights, or pack them as they are loaded. reloads: whether a running engine can
-    take the weights of another folder.
+    take the weights of another folder. start_token_by_name: a word; where a model's name has it, lm-eval's class puts a
+    start token before each text.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Engine:
     adapters: tuple[str, ...] = ()
     packed: tuple[str, ...] = ("quantization",)
     reloads: bool = False
+    start_token_by_name: str | None = None
 
     @property
     def installed(self) -> bool:
@@ -83,6 +85,7 @@ ENGINES = {
             copies="dp_size",
             adapters=("lora_paths",),
             packed=("quantization", "torchao_config"),
+            start_token_by_name="gemma",
         ),
     )
 }
@@ -134,6 +137,10 @@ def serving_arguments(engine: Engine, model_args: Mapping[str, Any], folder: str
     if folder is None:
         return dict(model_args)
     arguments = {name: value for name, value in model_args.items() if name != "revision"}
+    word = engine.start_token_by_name
+    if word is not None and word in str(model_args["pretrained"]).lower():
+        # The folder's name is a digest, and the edited model must read the same tokens as the original.
+        arguments["add_bos_token"] = True
     return {
         **arguments,
         "pretrained": folder,

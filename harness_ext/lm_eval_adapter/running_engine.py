@@ -173,9 +173,9 @@ class RunningEngine:
         """Have the engine take the weights of a folder, or the model's own, and forget what it computed with others."""
         assert self._lm is not None
         model: Any = getattr(self._lm, "model", None)
-        path = str(self._arguments["pretrained"] if folder is None else folder)
         self._folder = Path("between two folders")
         try:
+            path = _original_weights(self._arguments) if folder is None else str(folder)
             model.collective_rpc("reload_weights", kwargs={"weights_path": path})
             forgot = model.reset_prefix_cache()
         except Exception as error:
@@ -213,6 +213,17 @@ class RunningEngine:
             return [float(answer[0]) for answer in self._lm.loglikelihood(requests, disable_tqdm=True)]
         except ValueError as error:  # lm-eval's class asks for no log-likelihoods of models that think
             raise NotReloaded(f"whether it loads other weights cannot be checked ({str(error)[:100]})") from error
+
+
+def _original_weights(model_args: Mapping[str, Any]) -> str:
+    """Where a running engine finds the original weights again."""
+    name, revision = str(model_args["pretrained"]), model_args.get("revision")
+    if revision is None or Path(name).is_dir():
+        return name
+    from huggingface_hub import hf_hub_download
+
+    # vLLM forgets the revision as it reloads, so the folder of that revision is named instead.
+    return str(Path(hf_hub_download(name, "config.json", revision=str(revision))).parent)
 
 
 def backend_class(name: str) -> Any:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub import hf_hub_download
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
@@ -30,7 +31,10 @@ class StandInModel:
         if "does nothing" in self.faults:
             return
         state: dict[str, torch.Tensor] = {}
-        for path in sorted(Path(kwargs["weights_path"]).glob("*.safetensors")):
+        # vLLM takes a name that is no folder for one of the hub, of no revision.
+        named = Path(kwargs["weights_path"])
+        folder = named if named.is_dir() else Path(hf_hub_download(str(named), "config.json")).parent
+        for path in sorted(folder.glob("*.safetensors")):
             state |= load_file(path)
         self.inner.model.load_state_dict(state, strict=False)
         self.inner.model.tie_weights()
@@ -64,11 +68,12 @@ class StandInEngine(LM):
     made: ClassVar[list[StandInEngine]] = []
     faults: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, pretrained: str, tokenizer: str | None = None, **arguments: Any) -> None:
+    def __init__(self, pretrained: str, tokenizer: str | None = None, revision: str = "main", **arguments: Any) -> None:
         super().__init__()
         self.arguments = {"pretrained": pretrained, "tokenizer": tokenizer, **arguments}
         self.made.append(self)
-        inner = HFLM(pretrained=pretrained, tokenizer=tokenizer, device="cpu", batch_size=16, dtype="float32")
+        loaded = {"pretrained": pretrained, "revision": revision, "tokenizer": tokenizer}
+        inner = HFLM(**loaded, device="cpu", batch_size=16, dtype="float32")
         self.copies = StandInModel(inner, self.faults)
         if arguments.get("data_parallel_size", 1) <= 1:
             self.model = self.copies

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from harness_ext.demo import demo_path
 from harness_ext.errors import UserError
 from harness_ext.lm_eval_adapter import engines, running_engine
 from harness_ext.runs import engine_scoring
@@ -110,6 +114,28 @@ def test_an_engine_that_does_not_reload_exactly_is_made_anew(
 
 
 @pytest.mark.slow
+def test_the_original_weights_loaded_again_are_of_the_revision_that_was_asked_for(
+    engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """vLLM forgets the revision as it reloads; the main one of this repository has other weights."""
+    repository = tmp_path / "hub" / "models--org--model"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(repository.parent))
+    monkeypatch.setenv("HF_HUB_CACHE", str(repository.parent))
+    (repository / "refs").mkdir(parents=True)
+    for name, commit in (("main", "a" * 40), ("step8", "b" * 40)):
+        (repository / "refs" / name).write_text(commit)
+        shutil.copytree(demo_path(), repository / "snapshots" / commit)
+    weights = repository / "snapshots" / ("a" * 40) / "model.safetensors"
+    others = {name: value * 0.5 for name, value in load_file(weights).items()}
+    weights.unlink()
+    save_file(others, weights, {"format": "pt"})
+
+    ran = engine_run("--recipe", "laser", model_args="pretrained=org/model,revision=step8,dtype=float32")
+    assert ran.code == 0, ran.err
+    assert "one engine scores all variants" in ran.err and len(stand_in.made) == 1
+
+
+@pytest.mark.slow
 def test_copies_of_the_engine_are_given_the_folder(
     engine_run, stand_in, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -186,6 +212,27 @@ def test_arguments_of_the_model_that_edits() -> None:
     assert engines.serving_arguments(engines.ENGINES["vllm"], asked, None) == asked
     served = engines.serving_arguments(engines.ENGINES["vllm"], asked, "F")
     assert served == {"pretrained": "F", "max_model_len": 64, "gpu_memory_utilization": 0.8, "tokenizer": "T"}
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "start_token"),
+    [("sglang", "google/Gemma-2-2b", True), ("sglang", "Qwen/Qwen3-8B", None), ("vllm", "google/gemma-2-2b", None)],
+)
+def test_an_edited_model_reads_the_start_token_that_the_original_reads(
+    name: str, pretrained: str, start_token: bool | None
+) -> None:
+    """lm-eval's class of sglang decides by the name of what it loads, and a folder is named by a digest."""
+    served = engines.serving_arguments(engines.ENGINES[name], {"pretrained": pretrained}, "folder")
+    assert served.get("add_bos_token") is start_token
+
+
+def test_lm_evals_classes_decide_by_a_models_name_where_we_say_so() -> None:
+    for name, module in (("vllm", "vllm_causallms"), ("sglang", "sglang_causallms")):
+        found = importlib.util.find_spec(f"lm_eval.models.{module}")
+        assert found is not None and found.origin is not None
+        lowered = re.findall(r'"(\w+)" in pretrained\.lower\(\)', Path(found.origin).read_text(encoding="utf-8"))
+        word = engines.ENGINES[name].start_token_by_name
+        assert lowered == ([] if word is None else [word])
 
 
 # Commands that are killed
