@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from leaderboard.board.board import board
-from leaderboard.board.cell import Cell, changed, with_collapsed_controls
+from leaderboard.board.cell import COMPARED, Cell, changed, with_collapsed_controls
 from leaderboard.board.frame import cells_frame
 from leaderboard.board.labels import stored_names
 from leaderboard.compare.choice_shift import compare_choices
@@ -37,10 +37,11 @@ PATIENCE_SECONDS = 30.0
 
 
 class RunComparison(NamedTuple):
-    """One cell a task of B, and what only one of the two has."""
+    """One cell a task of B, and what only one of the two has. controls: the folders of those that B is held against."""
 
     cells: list[Cell]
     unshared: tuple[Unshared, Unshared]
+    controls: tuple[Path, ...] = ()
 
     def to_frame(self) -> pandas.DataFrame:
         """A row a task of B, with A as the baseline: the columns of `leaderboard.board.frame.cells_frame`."""
@@ -91,9 +92,11 @@ def with_controls(
 ) -> RunComparison:
     """The comparison of a run with the first, each cell with what the run is against these controls of its recipe on
     its task, in the board's words: a run that collapsed beside the first is no better or worse than a control, but
-    *collapsed*. database: as of `compare_paths`.
+    *collapsed*. Of a control that has several runs, those that were not asked the same stay out where another was.
+    database: as of `compare_paths`.
     """
     pairs: dict[str, list[Cell]] = {}
+    places: dict[str | None, Path] = {}
     collapsed: set[tuple[str, str]] = set()
     for control in controls:
         try:
@@ -104,9 +107,18 @@ def with_controls(
             continue
         for cell in found.cells:
             pairs.setdefault(cell.task, []).append(changed(cell, control=name))
+            places[cell.baseline_run] = control
         collapsed |= {(cell.run_id, cell.task) for cell in beside.cells if cell.verdict == COLLAPSED}
-    cells = [changed(cell, against_controls=tuple(pairs.get(cell.task, ()))) for cell in compared.cells]
-    return compared._replace(cells=[with_collapsed_controls(cell, collapsed) for cell in cells])
+    held = {task: _asked_alike(own) for task, own in pairs.items()}
+    cells = [changed(cell, against_controls=held.get(cell.task, ())) for cell in compared.cells]
+    used = dict.fromkeys(places[pair.baseline_run] for own in held.values() for pair in own)
+    return compared._replace(cells=[with_collapsed_controls(cell, collapsed) for cell in cells], controls=tuple(used))
+
+
+def _asked_alike(pairs: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Of each control those that can be compared, where one can."""
+    alike = {pair.control for pair in pairs if pair.verdict in COMPARED}
+    return tuple(pair for pair in pairs if pair.verdict in COMPARED or pair.control not in alike)
 
 
 def controls_beside(run: Path) -> list[Path]:

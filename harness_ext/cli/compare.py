@@ -51,8 +51,8 @@ examples:
         compared = with_controls(compared, first.path, second.path, controls, args.database)
         if args.form == "text":
             _print(compared)
-            if controls:
-                words = ("compare", str(controls[0]), str(second.path))
+            if compared.controls:
+                words = ("compare", str(compared.controls[0]), str(second.path))
                 print(f"\ncontrol   {command_about(args.database, *words)}")
         else:
             tell(sentence for only in compared.unshared for sentence in only.sentences())

@@ -13,7 +13,7 @@ from leaderboard import statistics
 from leaderboard.board import across_models
 from leaderboard.board.board import board
 from leaderboard.board.cell import Cell
-from leaderboard.compare_runs import controls_beside
+from leaderboard.compare_runs import compare_paths, controls_beside, with_controls
 from leaderboard.ingest import ingest
 from leaderboard.store.database import open_store
 from leaderboard.store.deletions import delete
@@ -178,6 +178,19 @@ def test_across_models_counts_where_the_control_is_beaten(made: Any, variant: An
         "better on 1 of 1 model; better than its control on 0 of 1 model; up on 1, down on 0"
     )
     assert "than its control" not in across_models.sentence(lines["svd+random-subspace"])
+
+
+def test_of_a_controls_runs_that_one_is_taken_that_was_asked_the_same(variant: Any) -> None:
+    baseline, svd = variant("baseline", 0), variant("svd", 60)
+    other = variant("svd", 55, control="random-subspace", task="products").rename(svd.parent / "a-other")
+    control = variant("svd", 55, control="random-subspace")
+    beside = controls_beside(svd)
+    assert beside == [other, control]
+    held = with_controls(compare_paths(baseline, svd), baseline, svd, beside)
+    (pair,) = held.cells[0].against_controls
+    assert pair.verdict == "undecided" and held.controls == (control,)
+    alone = with_controls(compare_paths(baseline, svd), baseline, svd, [other])
+    assert [pair.verdict for pair in alone.cells[0].against_controls] == ["incomparable"]
 
 
 def test_the_controls_beside_a_run_are_found(variant: Any) -> None:
