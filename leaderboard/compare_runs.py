@@ -37,15 +37,22 @@ PATIENCE_SECONDS = 30.0
 
 
 class RunComparison(NamedTuple):
-    """One cell a task of B, and what only one of the two has. controls: the folders of those that B is held against."""
+    """One cell a task of B, and what only one of the two has."""
 
     cells: list[Cell]
     unshared: tuple[Unshared, Unshared]
-    controls: tuple[Path, ...] = ()
 
     def to_frame(self) -> pandas.DataFrame:
         """A row a task of B, with A as the baseline: the columns of `leaderboard.board.frame.cells_frame`."""
         return cells_frame(self.cells)
+
+
+class ControlledComparison(NamedTuple):
+    """A comparison whose cells have controls. controls: the folders of those that B is held against."""
+
+    cells: list[Cell]
+    unshared: tuple[Unshared, Unshared]
+    controls: tuple[Path, ...]
 
 
 def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN, database: Path | None = None) -> RunComparison:
@@ -89,7 +96,7 @@ def compare_paths(a: Path, b: Path, *, margin: float = DEFAULT_MARGIN, database:
 
 def with_controls(
     compared: RunComparison, first: Path, run: Path, controls: Sequence[Path], database: Path | None = None
-) -> RunComparison:
+) -> ControlledComparison:
     """The comparison of a run with the first, each cell with what the run is against these controls of its recipe on
     its task, in the board's words: a run that collapsed beside the first is no better or worse than a control, but
     *collapsed*. Of a control that has several runs, those that were not asked the same stay out where another was.
@@ -112,7 +119,8 @@ def with_controls(
     held = {task: _asked_alike(own) for task, own in pairs.items()}
     cells = [changed(cell, against_controls=held.get(cell.task, ())) for cell in compared.cells]
     used = dict.fromkeys(places[pair.baseline_run] for own in held.values() for pair in own)
-    return compared._replace(cells=[with_collapsed_controls(cell, collapsed) for cell in cells], controls=tuple(used))
+    cells = [with_collapsed_controls(cell, collapsed) for cell in cells]
+    return ControlledComparison(cells, compared.unshared, tuple(used))
 
 
 def _asked_alike(pairs: Sequence[Cell]) -> tuple[Cell, ...]:

@@ -13,7 +13,7 @@ from harness_ext.lm_eval_adapter.subcommand import RecipesCommand
 from leaderboard.commands import RUN_HELP, command_about
 
 if TYPE_CHECKING:
-    from leaderboard.compare_runs import RunComparison
+    from leaderboard.compare_runs import ControlledComparison
 
 
 class Compare(RecipesCommand):
@@ -46,9 +46,9 @@ examples:
 
         first, second = places_of_two(args.a, args.b, args.database)
         tell([*first.notes, *second.notes])
-        compared = compare_paths(first.path, second.path, database=args.database)
+        pair = compare_paths(first.path, second.path, database=args.database)
         controls = [path for path in controls_beside(second.path) if path.resolve() != first.path.resolve()]
-        compared = with_controls(compared, first.path, second.path, controls, args.database)
+        compared = with_controls(pair, first.path, second.path, controls, args.database)
         if args.form == "text":
             _print(compared)
             if compared.controls:
@@ -59,7 +59,7 @@ examples:
             write_cells(compared.cells, args.form)
 
 
-def _print(compared: RunComparison) -> None:
+def _print(compared: ControlledComparison) -> None:
     from leaderboard.terminal.format import plain
     from leaderboard.terminal.table import render, render_unshared
 
