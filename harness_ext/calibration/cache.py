@@ -193,22 +193,28 @@ class StatisticsCache:
         if missing := [matrix for matrix in matrices if matrix.key not in there]:
             keeps = self._statistics.admits(expected)
             aside: list[tuple[Sequence[Matrix], Mapping[str, Statistics]]] = []
-            for group, gathered, is_last in learn(missing):
-                found = _of_each(group, gathered)
-                if aside or not is_last:
-                    aside.append((group, self._put_aside(batch, found, keeps=keeps)))
-                else:
-                    if keeps:
-                        self._statistics.save(batch, found)
-                    yield group, {key: _named(self._statistics, batch, key, values) for key, values in found.items()}
-                # Else they would be held while the next are learned.
-                del gathered, found
-                if is_last:
-                    for earlier, on_scratch in aside:
-                        for matrix in earlier:
-                            yield [matrix], {matrix.key: on_scratch[matrix.key]}
-                    aside.clear()
-                    self._aside.drop(batch)
+            try:
+                for group, gathered, is_last in learn(missing):
+                    found = _of_each(group, gathered)
+                    if aside or not is_last:
+                        aside.append((group, self._put_aside(batch, found, keeps=keeps)))
+                    else:
+                        if keeps:
+                            self._statistics.save(batch, found)
+                        yield (
+                            group,
+                            {key: _named(self._statistics, batch, key, values) for key, values in found.items()},
+                        )
+                    # Else they would be held while the next are learned.
+                    del gathered, found
+                    if is_last:
+                        for earlier, on_scratch in aside:
+                            for matrix in earlier:
+                                yield [matrix], {matrix.key: on_scratch[matrix.key]}
+                        aside.clear()
+                        self._aside.drop(batch)
+            finally:
+                self._aside.drop(batch)
         for matrix in matrices:
             if matrix.key in there:
                 kept = self._statistics.load(batch, matrix.key)

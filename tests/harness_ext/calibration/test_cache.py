@@ -5,12 +5,14 @@ bounds.
 from __future__ import annotations
 
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from harness_ext.calibration import by_layer, collect
+from harness_ext.calibration.by_layer import LearnedGroup
 from harness_ext.calibration.cache import ScratchStore, StatisticsCache
 from harness_ext.calibration.collect import watched_through as collect_watched
 from harness_ext.calibration.documents import CalibrationSet, LabelledDocument
@@ -227,6 +229,27 @@ def test_groups_of_a_layer_are_put_aside_and_nothing_else_changes(
     if recipe != "basis-sharing":  # whose groups of layers wait for each other
         assert set(calls) == {0}
     assert not list((tmp_path / "aside").glob("*")) and bool(list(tmp_path.rglob("*.safetensors"))) == (room > 0)
+
+
+def test_a_walk_that_is_given_up_leaves_nothing_aside(make_lm, tmp_path: Path) -> None:
+    """Nor counts what it left twice, where the same is learned again."""
+    first, second, *_ = make_lm("llama").weights.layout.matrices
+    cache = StatisticsCache(tmp_path, limit_bytes=0)
+
+    def learn(matrices, *, fails: bool):
+        yield LearnedGroup([first], {first.key: {"moment": torch.ones(3, 3)}}, is_last=False)
+        if fails:
+            raise RuntimeError("out of memory")
+        yield LearnedGroup([second], {second.key: {"moment": torch.ones(3, 3)}}, is_last=True)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(cache.through(["texts"], [first, second], partial(learn, fails=True), expected=72))
+    assert not list((tmp_path / "aside").glob("*"))
+    walk = cache.through(["texts"], [first, second], partial(learn, fails=False), expected=72)
+    next(walk)
+    assert list((tmp_path / "aside").glob("*"))
+    walk.close()
+    assert not list((tmp_path / "aside").glob("*")) and cache._aside._held == 0
 
 
 def test_a_store_gives_bits_back_and_makes_room_by_dropping_the_oldest_batch(tmp_path: Path) -> None:
