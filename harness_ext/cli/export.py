@@ -133,4 +133,10 @@ def _export_factored(args: argparse.Namespace, recipe: Recipe, arguments: dict[s
     written = export_factored_recipe(recipe, to, asked, source, list(command_line()), report_for(None))
     layers = "1 layer" if written.layers == 1 else f"{written.layers} layers"
     print(f"{args.recipe} on {args.model_args['pretrained']}: written to {args.out}, {layers} as low-rank ones")
+    if written.rounded:
+        are = "rank of 1 matrix is" if written.rounded == 1 else f"ranks of {written.rounded} matrices are"
+        print(
+            f"the {are} rounded down (receipt.json has what was asked for, as rank_asked): factored=always without"
+            " keep.align keeps what was asked for"
+        )
     print("to load it with transformers, `import harness_ext` first; `lm_eval run --model hf` scores it as it is")

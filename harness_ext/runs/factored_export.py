@@ -48,11 +48,13 @@ class Destination(NamedTuple):
 
 class WrittenFactors(NamedTuple):
     """What was written of the low-rank layers. layers: how many. largest_error: of a part, relative to the product of
-    its factors; 0 where the factors themselves were written.
+    its factors; 0 where the factors themselves were written. rounded: of how many matrices the rank is lower than the
+    recipe asks for, for the multiple that it names or at which factors are faster.
     """
 
     layers: int
     largest_error: float
+    rounded: int
 
 
 def refuse_shards(asked: bool | None) -> None:
@@ -109,7 +111,12 @@ def export_factored(lm: RecipeLM, to: Destination, model_name: str, command: lis
     state, error = dict(lm.model.state_dict()), 0.0
     if form == PIFA:
         state, error = _as_pivot_rows(state, layers)
-    written = WrittenFactors(len(layers), error)
+    assert lm.applied is not None
+    rounded = sum(
+        record.stored == FACTORS and record.rank_asked is not None and record.rank_after < record.rank_asked
+        for record in lm.applied.records
+    )
+    written = WrittenFactors(len(layers), error, rounded)
     config = copy.deepcopy(lm.model.config)
     biases = [name.removesuffix(".bias") for name in lm.weights.added_biases]
 

@@ -56,7 +56,8 @@ class RunResult:
         (score minus baseline_score) with its 95 % interval low to high, verdict (better, worse, collapsed, same,
         undecided, incomparable, failed, baseline), p, q (after Benjamini-Hochberg over the model), lost and gained
         (documents), run_id, unpaired, label, scored, documents_needed, needed_for, clipped_at (what one document
-        counts for at most in low and high); and control_run, control_delta, control_low, control_high,
+        counts for at most in low and high), primary, chance (the share of right answers that guessing gets, or always
+        taking the same choice); and control_run, control_delta, control_low, control_high,
         control_verdict, control_p, control_q, control_unpaired, control_clipped_at: the recipe against its own
         control, corrected over all such comparisons of the model. Missing values are NA.
 

@@ -166,6 +166,16 @@ def test_the_forward_pass_can_be_compiled_whole(make_lm, form: str, tmp_path: Pa
     torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x))
 
 
+@pytest.mark.parametrize(("more", "rounded"), [(",keep.align=4", True), ("", False)])
+def test_ranks_that_were_rounded_are_counted(make_lm, tmp_path: Path, more: str, rounded: bool) -> None:
+    lm = make_lm("llama")
+    lm.apply(parse_recipe(f"svd:keep.rank=6,factored=always{more}"), documents)
+    written = export_factored(lm, Destination(tmp_path / "out", "factored"), "tiny", ["lm_eval", "export"])
+    matrices = json.loads((tmp_path / "out" / "receipt.json").read_text())["matrices"]
+    lower = [record for record in matrices if record["rank_after"] < record["rank_asked"]]
+    assert written.rounded == len(lower) and bool(lower) == rounded
+
+
 def test_where_nothing_is_factored(make_lm, tmp_path: Path) -> None:
     lm = make_lm("llama")
     lm.apply(parse_recipe("svd:keep.rank=3"), documents)
