@@ -11,7 +11,9 @@ is that of attended values is our reading). MoDeGPT (arXiv:2408.09632) takes the
 that C is the mean of `v v^T`, `v = W_v x + b_v`, and the error that of `W_o v`: with R the mean of `x x^T` that is the
 decomposition of `W_o W_v R^1/2`, at the same optimum. Only `[d, d]` matrices are decomposed. Heads that share a value
 are reduced together: one decomposition of the stacked `[W_o1 L; ...; W_oG L]` (ours), C the mean of theirs where they
-are attended, since they must share V_r. The ridge adds to C.
+are attended, since they must share V_r. The ridge adds to C. With the identity for `W_o` the directions are the
+principal ones of the values, `W_o' = W_o Q`, `W_v' = Q^T W_v` (FLAT-LLM, arXiv:2505.23966): blind to what reads them,
+and so never better on the texts that they are from.
 
 Of all pairs with this product, that one is made whose new values are an orthonormal mixture of the old ones, the
 nearest to the first r of them (ours): whitened values, and weights as much larger or smaller, would waste half
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Ridge = Annotated[float, Field(gt=0)]
+_Ranking = Literal["leading", "pca", "random"]
 
 
 @method(summary="Mix the values of each attention head into fewer dimensions.", component="values")
@@ -63,7 +66,7 @@ def mix_values(
     rank = left_of(values.heads.width, unit_fraction)
     blocks = [input_second_moment[place, place].double() for place in values.places]
     moments = torch.stack(blocks).unflatten(0, (values.heads.key_values, -1)).mean(1).to(weight.device)
-    made = values.mixed(moments, rank, ridge, generator if ranking == "random" else None)
+    made = values.mixed(moments, rank, ridge, ranking, generator)
     beside = MatrixBeside(
         made.made, rank * values.heads.key_values, made.bias, kept=values.first(rank, values.heads.key_values)
     )
@@ -88,19 +91,20 @@ def mix_unattended_values(
     input_mean_with_sinks: Tensor,
     generator: Generator,
     unit_fraction: Share = 0.8,
-    ranking: Literal["leading", "random"] = "leading",
+    ranking: _Ranking = "leading",
     ridge: Ridge = 1e-4,
 ) -> ComponentEdit:
     """As `mix_values`, by the values of single tokens; see the module. weight: that of the values.
 
-    input_second_moment `[n, n]`, input_mean_with_sinks `[n]`: of the input of the values.
+    input_second_moment `[n, n]`, input_mean_with_sinks `[n]`: of the input of the values. ranking: `pca` takes the
+    principal directions of the values alone.
     """
     assert component.heads is not None, "components of values are those of known heads"
     values = _Values(component.weights["o_proj"], weight, component.biases.get("v_proj"), component.heads)
     rank = left_of(values.heads.width, unit_fraction)
     inputs = input_second_moment.double().to(weight.device), input_mean_with_sinks.double().to(weight.device)
     moments = moments_by_head(values.made, values.bias, *inputs, values.heads.key_values)
-    made = values.mixed(moments, rank, ridge, generator if ranking == "random" else None)
+    made = values.mixed(moments, rank, ridge, ranking, generator)
     beside = MatrixBeside(
         made.read,
         len(made.read),
@@ -147,9 +151,9 @@ class _Values(NamedTuple):
 
         return (torch.arange(self.heads.width, device=self.made.device) < rank).repeat(heads)
 
-    def mixed(self, moments: Tensor, rank: int, ridge: float, generator: Generator | None) -> _Mixed:
+    def mixed(self, moments: Tensor, rank: int, ridge: float, ranking: _Ranking, generator: Generator) -> _Mixed:
         """Every head in so many dimensions, the same for heads that share values; themselves where that is all.
-        moments: C of every value head, `[k, d, d]`. generator: draws directions at random, where there is one.
+        moments: C of every value head, `[k, d, d]`. generator: draws the directions of `random`.
         """
         import torch
 
@@ -163,7 +167,10 @@ class _Values(NamedTuple):
             places = self.places[group * serves : (group + 1) * serves]
             root = root_of(moment, ridge)
             stacked = torch.cat([self.read[:, place].double() for place in places]) @ root
-            directions = _directions(stacked, rank, generator)
+            if ranking == "random":
+                directions = _random_directions(stacked, rank, generator)
+            else:
+                directions = _directions(root if ranking == "pca" else stacked, rank)
             back, turned = orthonormal(torch.linalg.solve_triangular(root.T, directions, upper=True))
             for place, part in zip(places, (stacked @ directions @ turned).chunk(serves), strict=True):
                 read[:, place.start : place.start + rank] = part.to(read)
@@ -173,11 +180,16 @@ class _Values(NamedTuple):
         return _Mixed(read, made, shifted)
 
 
-def _directions(stacked: Tensor, rank: int, generator: Generator | None) -> Tensor:
-    """The leading right singular vectors of `[G m, d]`, `[d, r]`; random orthonormal ones with a generator."""
+def _directions(outputs: Tensor, rank: int) -> Tensor:
+    """The leading right singular vectors of `[m, d]`, `[d, r]`."""
     import torch
 
-    if generator is None:
-        return torch.linalg.eigh(stacked.T @ stacked).eigenvectors.flip(1)[:, :rank]
-    gaussian = torch.randn(stacked.shape[1], rank, generator=generator, dtype=torch.float64)
-    return torch.linalg.qr(gaussian).Q.to(stacked)
+    return torch.linalg.eigh(outputs.T @ outputs).eigenvectors.flip(1)[:, :rank]
+
+
+def _random_directions(outputs: Tensor, rank: int, generator: Generator) -> Tensor:
+    """Random orthonormal ones in their place."""
+    import torch
+
+    gaussian = torch.randn(outputs.shape[1], rank, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q.to(outputs)

@@ -47,9 +47,14 @@ def _contradiction(settings: Mapping[str, Any]) -> str:
 def _check(matrices: Sequence[Matrix], layers: int, settings: Mapping[str, Any]) -> None:
     _check_mixed_once(matrices)
     _check_rule(matrices, settings["rule"])
-    if settings["scale"] is not None and not any(matrix.role == "k_proj" for matrix in matrices):
+    roles = {matrix.role for matrix in matrices}
+    if settings["scale"] is not None and "k_proj" not in roles:
         raise UserError(
             "scale is of the scores of queries and keys, and no k_proj is named: leave it out, or name k_proj"
+        )
+    if settings["mixing"] is not None and "v_proj" not in roles:
+        raise UserError(
+            "mixing is of the values of single tokens, and no v_proj is named: leave it out, or name v_proj"
         )
 
 
@@ -73,11 +78,13 @@ def allocate_units(
     ranking: Ranking = "leverage",
     refit: bool | Literal["auto"] = True,
     scale: Literal["head", "rank"] | None = None,
+    mixing: Literal["leading", "pca"] | None = None,
 ) -> SearchResult:
     """The rules are those of `harness_ext.methods.layer_budgets`. unit_fraction: the mean over layers of the share that
     stays. epsilon, cap: of `block-influence`; a small epsilon cuts some layers far more than others, and none loses
     more than the cap. ranking, refit: of hidden units, as in `mlp_select`. scale: of the scores, as in
-    `select_coordinates`, whose default it is where it is not given. The values are mixed by those of single
+    `select_coordinates`, whose default it is where it is not given. mixing: `ranking` of `mix_unattended_values`,
+    whose default it is where it is not given. The values are mixed by those of single
     tokens where `v_proj` is named, by attended ones where `o_proj` is. `cumulative-variance` takes units in the order
     of the ranking, and is of hidden units alone: `matrices: [down_proj]`.
     """
@@ -91,6 +98,7 @@ def allocate_units(
     settings: dict[str, dict[str, Any]] = {
         "mlp_select": {"ranking": ranking, "refit": refit},
         "select_coordinates": {"scale": scale or "head"},
+        "mix_unattended_values": {} if mixing is None else {"ranking": mixing},
     }
     steps = tuple(
         _step(evaluator, method, own, shares.removed) | settings.get(method, {})

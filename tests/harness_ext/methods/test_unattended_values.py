@@ -91,7 +91,9 @@ def test_it_is_the_published_decomposition(seed: int) -> None:
 def test_shared_values_lose_no_more_than_by_directions_of_the_values_alone(
     case: tuple[int, int, int, int, float],
 ) -> None:
-    """Principal directions of each head's values, blind to what reads them, with every reading block multiplied in."""
+    """Principal directions of each head's values, blind to what reads them, with every reading block multiplied in;
+    which is what `pca` loses (FLAT-LLM's `W_o' = W_o Q`, `W_v' = Q^T W_v`).
+    """
     values = Values(*case, biased=False)
     width, serves = values.heads.width, values.heads.queries // values.heads.key_values
     made = values.weight @ values.inputs
@@ -101,19 +103,38 @@ def test_shared_values_lose_no_more_than_by_directions_of_the_values_alone(
         directions = numpy.linalg.svd(own, full_matrices=False)[0][:, : values.rank]
         block = values.reads[:, head * width : (head + 1) * width]
         blind[head] = ((block @ (own - directions @ directions.T @ own)) ** 2).sum()
+    principal = values.lost(values.edit("pca"))
+    numpy.testing.assert_allclose(principal, blind, rtol=1e-5, atol=1e-7 * (values.reads**2).sum() * (made**2).sum())
     ours = values.lost(values.edit())
     for group in range(values.heads.key_values):
         shared = slice(group * serves, (group + 1) * serves)
         assert ours[shared].sum() <= blind[shared].sum() * (1 + 1e-6) + 1e-6
 
 
-@pytest.mark.parametrize("ranking", ["leading", "random"])
+@pytest.mark.parametrize("ranking", ["leading", "pca", "random"])
 def test_all_dimensions_kept_is_the_original(ranking: str) -> None:
     values = Values(2, 2, 4, 3, 1.0)
     edit = values.edit(ranking)
     assert edit.unchanged and torch.equal(edit.weight(), torch.tensor(values.weight))
     assert torch.equal(edit.beside["o_proj"].values, torch.tensor(values.reads))
     assert edit.bias is not None and torch.equal(edit.bias, torch.tensor(values.bias))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_principal_directions_are_those_of_values_with_their_bias(seed: int) -> None:
+    """Per head of its own, by `Q Q^T` of the second moment of `W_v x + b`: both products, and the bias."""
+    values = Values(2, 1, 6, seed, 0.5)
+    assert values.bias is not None
+    edit = values.edit("pca", ridge=1e-9)
+    made = values.weight @ values.inputs + values.bias[:, None]
+    for head in range(2):
+        own = slice(head * 6, head * 6 + 6)
+        directions = numpy.linalg.eigh(made[own] @ made[own].T)[1][:, -3:]
+        projector = values.reads[:, own] @ directions @ directions.T
+        reads = edit.beside["o_proj"].values.numpy()[:, own]
+        numpy.testing.assert_allclose(reads @ edit.weight().numpy()[own], projector @ values.weight[own], atol=1e-7)
+        assert edit.bias is not None
+        numpy.testing.assert_allclose(reads @ edit.bias.numpy()[own], projector @ values.bias[own], atol=1e-7)
 
 
 def test_random_directions_do_worse() -> None:

@@ -65,6 +65,16 @@ def test_the_scale_of_scores_is_that_of_the_coordinates_and_changes_no_older_rec
     assert parse_recipe("modegpt").recipe_id.startswith("8245f920e6fe5033")
 
 
+def test_values_by_their_principal_directions_and_no_older_recipe_changes(make_lm: Any) -> None:
+    """FLAT-LLM's setting: principal values, hidden units by leverage, layers by their angle."""
+    lm = make_lm("llama")
+    recipe = "modegpt:matrices=[v_proj,down_proj],rule=angular,unit_fraction=0.7"
+    flat, plain = (found_by(lm, f"{recipe}{more}", documents_for(lm, 4)) for more in (",mixing=pca", ""))
+    assert [step.get("ranking") for step in flat] == ["pca", "leverage"]
+    assert [step | {"ranking": None} for step in flat] == [step | {"ranking": None} for step in plain]
+    assert plain[0]["ranking"] == "leading"
+
+
 def test_angles_are_those_between_hidden_states(make_lm: Any) -> None:
     lm = make_lm("llama")
     documents = documents_for(lm, 8)
@@ -171,6 +181,7 @@ def test_half_precision_models_keep_their_dtype(make_lm: Any) -> None:
         ("mixtral", "matrices=[down_proj]", "units of experts cannot be chosen"),
         ("qwen3", "unit_fraction=0.8", "are normalised"),
         ("llama", "matrices=[down_proj],scale=rank", "no k_proj is named"),
+        ("llama", "matrices=[o_proj,down_proj],mixing=pca", "no v_proj is named"),
     ],
 )
 def test_what_cannot_be_is_refused(make_lm: Any, family: str, changes: str, why: str) -> None:
