@@ -58,7 +58,8 @@ class Board:
         control_verdict, control_p, control_q of the recipe against its control; unpaired and control_unpaired: whether
         the difference is of two scores by themselves; documents_needed, needed_for (of an undecided row), clipped_at
         and control_clipped_at (where one is given, low and high are of the mean change in which no document counts for
-        more). Missing values are NA.
+        more); chance (the share of right answers that guessing gets, or always taking the same choice). Missing values
+        are NA.
         """
         return cells_frame_with_controls(self.cells)
 

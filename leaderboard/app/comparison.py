@@ -14,7 +14,7 @@ from leaderboard.board.standings import AS_CONTROL, kind
 from leaderboard.metrics import named
 from leaderboard.readers.records import BASELINE
 from leaderboard.report.words import improvement_limits
-from leaderboard.terminal.format import counted, direction, metric_name, plain
+from leaderboard.terminal.format import chance, counted, direction, metric_name, plain
 from leaderboard.terminal.marks import MARKS, MINUS, gain
 
 OTHER = "run"
@@ -148,10 +148,11 @@ def score_text(value: float | None) -> str:
 
 
 def about(cell: Cell) -> str:
-    """`acc, n 2,000`; which way is good where that is not up."""
+    """`acc, n 2,000, chance 0.622`; which way is good where that is not up."""
     way = "" if cell.best_value is None and cell.higher_is_better else direction(cell).replace("best at", "nearer")
     way = f"{way} is better" if way.startswith("nearer") else way
-    return ", ".join(filter(None, [plain(metric_name(cell)), way, plain(cell.subset or ""), _n(cell)]))
+    told = [plain(metric_name(cell)), way, plain(cell.subset or ""), _n(cell), chance([cell])]
+    return ", ".join(filter(None, told))
 
 
 def _n(cell: Cell) -> str:

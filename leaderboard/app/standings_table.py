@@ -21,7 +21,7 @@ from leaderboard.app.short_names import COMPARED_WITH, telling_settings
 from leaderboard.board.cell import Cell
 from leaderboard.board.standings import COLLAPSED, Standing, Standings, gained, have_equal_names, kind
 from leaderboard.readers.records import BASELINE
-from leaderboard.terminal.format import direction, metric_name, plain
+from leaderboard.terminal.format import chance, direction, metric_name, plain
 from leaderboard.terminal.marks import cell_text
 from leaderboard.terminal.output import as_text
 
@@ -184,7 +184,8 @@ def _about(board: Standings, task: str) -> str:
     n = "" if not counts else f", n {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
     scores = {cell.baseline_score for cell in cells if cell.baseline_score is not None}
     base = f", baseline {next(iter(scores)):.4g}" if len(scores) == 1 else ""
-    return as_text(f"{metric_name(shown)}, {direction(shown)}{n}{base}")
+    level = f", {told}" if (told := chance(cells)) else ""
+    return as_text(f"{metric_name(shown)}, {direction(shown)}{n}{base}{level}")
 
 
 def _about_ranks(board: Standings) -> str:

@@ -142,6 +142,7 @@ def cell_records(cells: Sequence[Cell], facts: Mapping[str, RunFacts] = _NO_FACT
         "name",
         "subset",
         "is_primary",
+        "chance",
     )
     return [
         {name: getattr(cell, name) for name in names}

@@ -67,6 +67,8 @@ class Cell:
     `collapsed_on`: the other tasks on which the same weights collapsed.
     `further`: the same run on the task's other metrics (see `board.further`), which are not primary. `shots`: examples
     in the prompt, where that is known. `rephrased`: what prompts have around the task's own, such as a chat template.
+    `chance`: the share of right answers that guessing gets, or always taking the same choice, and `beats_chance`
+    whether the run's are shown to be more (see `compare.chance`).
     """
 
     model: str
@@ -127,6 +129,8 @@ class Cell:
     rose: int | None = None
     is_primary: bool = True
     further: tuple[Cell, ...] = ()
+    chance: float | None = None
+    beats_chance: bool | None = None
 
     @property
     def clipped_at(self) -> float | None:

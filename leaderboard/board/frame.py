@@ -19,7 +19,7 @@ _COLUMNS = {
     for name in (
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-        *("documents_needed", "needed_for", "clipped_at", "primary"),
+        *("documents_needed", "needed_for", "clipped_at", "primary", "chance"),
     )
 }
 """Column -> field of a cell."""
@@ -42,6 +42,7 @@ def cells_frame(cells: Sequence[Cell]) -> pandas.DataFrame:
 
     unpaired: whether delta, low and high are of two scores by themselves, not paired by document. clipped_at: where it
     is given, low and high are of the mean change in which no document counts for more, and need not hold delta.
+    chance: the share of right answers that guessing gets, or always taking the same choice where that finds more.
     """
     import pandas
 

@@ -284,6 +284,8 @@ def _compared(
             margin=found.margin,
             notes=(*before, ONE_MODEL),
             collapse=collapse.from_json(found.collapse),
+            chance=found.chance,
+            beats_chance=found.beats_chance,
         )
     return made(
         known,
@@ -303,6 +305,8 @@ def _compared(
         clipping=clipping.from_json(found.clipping),
         needs=found.needs,
         collapse=collapse.from_json(found.collapse),
+        chance=found.chance,
+        beats_chance=found.beats_chance,
     )
 
 

@@ -325,12 +325,13 @@ def _places(values: np.ndarray) -> np.ndarray:
 
 
 def _best(rows: Sequence[Standing], task: str) -> frozenset[str]:
-    """The rows with the largest proven gain on a task: among those that beat their controls, if any does."""
+    """The rows with the largest proven gain on a task: among those that beat their controls, if any does. A model that
+    collapsed on another task is best at nothing.
+    """
+    cells = {row.name: row.cells[task] for row in rows if task in row.cells}
     for wanted in PROVEN:
         gains = {
-            row.name: row.cells[task].improvement or 0.0
-            for row in rows
-            if task in row.cells and kind(row.cells[task]) == wanted
+            name: cell.improvement or 0.0 for name, cell in cells.items() if kind(cell) == wanted and not cell.is_ruined
         }
         if gains:
             return frozenset(name for name, gain in gains.items() if gain == max(gains.values()))

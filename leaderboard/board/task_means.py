@@ -52,14 +52,22 @@ def _mean(parts: Sequence[Cell], named: Mapping[str, Any], pooled: bool) -> Cell
         "subset": subset,
         "shots": next((part.shots for part in parts if how_asked_differs(part)), first.shots),
         "rephrased": next((part.rephrased for part in parts if part.rephrased), None),
-        "notes": next((part.notes for part in parts if part.notes), ()),
+        "notes": _notes(parts, broken),
         **{field: _average(parts, weights, field) for field in ("score", "baseline_score", "delta", "improvement")},
+        **dict.fromkeys(("chance", "beats_chance")),
         **dict.fromkeys(("p_value", "q_value", "p_same", "clipping", "margin", "collapse", "lost", "gained")),
     }
     low, high = _limits(parts, weights)
     values |= {"low": low, "high": high, "verdict": broken.verdict if broken else _verdict(first, low, high)}
     values["against_controls"] = tuple(_of_controls(parts, named, pooled))
     return changed(first, **values)
+
+
+def _notes(parts: Sequence[Cell], broken: Cell | None) -> tuple[str, ...]:
+    """Why there is no mean, or no interval; else the notes of the first part that has any, which are about it alone."""
+    noted = broken or next((part for part in parts if part.low is None or part.high is None), None)
+    noted = noted or next((part for part in parts if part.notes), None)
+    return () if noted is None else tuple(f"{noted.task}: {note}" for note in noted.notes)
 
 
 def _of_controls(parts: Sequence[Cell], named: Mapping[str, Any], pooled: bool) -> Iterator[Cell]:

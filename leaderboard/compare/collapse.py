@@ -11,9 +11,8 @@ says *collapsed* where one of these holds against the unedited model, on the sam
   it counts bytes, six of them are a word.
 - *Chance.* The baseline's answers are better than chance, the recipe's are not (exact binomial tests at 5 %) and are
   worse (mid-p McNemar at 5 %), and with 95 % certainty they keep less than half of what the baseline's had above
-  chance. Chance is guessing among the choices of each document, or always taking the same place where that finds more.
-  An open answer can't be guessed: there the recipe has to be without a right answer, where it is certain to keep less
-  than a tenth of the baseline's.
+  chance (`compare.chance`). An open answer can't be guessed: there the recipe has to be without a right answer, where
+  it is certain to keep less than a tenth of the baseline's.
 
 A few odd documents can do neither: the bound on each and the certainty (`statistics.clipped`, with documents that
 depend on each other taken together) ask for many: ten where they are a hundred times worse, twenty where thirty. Of
@@ -33,14 +32,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from leaderboard import metrics
 from leaderboard import statistics as stats
+from leaderboard.compare.chance import LEVEL, AgainstChance, answers_and_chance
 from leaderboard.statistics.proportions import wilson
-from leaderboard.store.answer_samples import AnswerSamples, Likelihoods, RightAnswers, TextLikelihoods
+from leaderboard.store.answer_samples import AnswerSamples, Likelihoods, TextLikelihoods
 
 COLLAPSED = "collapsed"
 TIMES_WORSE = 10.0
@@ -49,8 +48,6 @@ MOST_TIMES = 1000.0
 """What one document counts for at most."""
 BOUND = math.log(MOST_TIMES)
 """The same in nats a word."""
-LEVEL = 0.05
-"""Of each one-sided test."""
 FEWEST = 10
 """Documents of which the likelihoods say something."""
 _KEPT_OF_CHOICES, _KEPT_OF_OPEN = 1 / 2, 1 / 10
@@ -61,9 +58,7 @@ def collapse_signs(samples: AnswerSamples, baseline: str, recipe: str, task: str
     cannot tell: it has no right answers, too few documents, or a baseline at chance.
     """
     likelihoods = _likelihoods(samples, baseline, recipe, task)
-    answers = [
-        _AgainstChance(found, _chance(samples, baseline, found)) for found in samples.answers(baseline, recipe, task)
-    ]
+    answers = answers_and_chance(samples, baseline, recipe, task)
     unlikely = (
         _less_likely(one, samples.texts(baseline, recipe, one))
         for one in likelihoods
@@ -122,73 +117,41 @@ def _less_likely(found: Likelihoods, texts: TextLikelihoods) -> str | None:
     )
 
 
-class _AgainstChance(NamedTuple):
-    """Right answers, and the share that is right by chance: 1 where that is not known."""
-
-    counts: RightAnswers
-    chance: float
-
-
-def _by_chance(answers: Sequence[_AgainstChance]) -> str | None:
+def _by_chance(answers: Sequence[AgainstChance]) -> str | None:
     """The sentence about answers that are no better than chance: one of the metrics shows it, and none of the others
     denies it.
     """
-    if any(_above_chance(counts, counts.after, chance) for counts, chance in answers):
+    if any(one.is_above(one.counts.after) for one in answers):
         return None
-    lost = (
-        _chance_sentence(counts, chance)
-        for counts, chance in answers
-        if _above_chance(counts, counts.before, chance) and _lost_it(counts, chance)
-    )
+    lost = (_chance_sentence(one) for one in answers if one.is_above(one.counts.before) and _lost_it(one))
     return next(lost, None)
 
 
-def _can_tell(answers: _AgainstChance) -> bool:
+def _can_tell(answers: AgainstChance) -> bool:
     """Whether answers at chance would be called a collapse."""
-    counts, chance = answers
-    ruined = math.floor(chance * counts.documents)
-    return _above_chance(counts, counts.before, chance) and _little_left(counts, ruined, chance)
+    ruined = math.floor(answers.level * answers.counts.documents)
+    return answers.is_above(answers.counts.before) and _little_left(answers, ruined)
 
 
-def _chance(samples: AnswerSamples, baseline: str, counts: RightAnswers) -> float:
-    """The share of answers that are right by chance: none of open ones, and all where there is a single choice."""
-    if counts.output_type != "multiple_choice":
-        return 0.0
-    choices = samples.choices(baseline, counts.task)
-    return 1.0 if choices is None else max(choices.guessing, choices.same_place or 0.0)
-
-
-def _above_chance(counts: RightAnswers, right: int, chance: float) -> bool:
-    """Whether so many right answers are more than chance gives. Documents of unequal numbers of choices are less
-    spread than the binomial distribution of their mean (Hoeffding 1956, Annals of Mathematical Statistics 27:713).
-    """
-    from scipy.special import betainc
-
-    hits, count = _independent(counts, right)
-    return hits > 0 and chance < 1 and (chance == 0 or float(betainc(hits, count - hits + 1, chance)) <= LEVEL)
-
-
-def _lost_it(counts: RightAnswers, chance: float) -> bool:
+def _lost_it(answers: AgainstChance) -> bool:
     """Whether the answers are worse, and for certain most of what was above chance is gone."""
+    counts = answers.counts
     share = counts.independent / counts.documents
     tails = stats.mid_p_mcnemar(math.floor(counts.lost * share), math.ceil(counts.gained * share))
-    return tails.less <= LEVEL and _little_left(counts, counts.after, chance)
+    return tails.less <= LEVEL and _little_left(answers, counts.after)
 
 
-def _little_left(counts: RightAnswers, right: int, chance: float) -> bool:
+def _little_left(answers: AgainstChance, right: int) -> bool:
     """Whether so many right answers keep for certain little of what the baseline's had above chance."""
-    hits, count = _independent(counts, right)
+    counts, chance = answers.counts, answers.level
+    hits, count = answers.independent(right)
     most = float(wilson(hits, count, 1 - 2 * LEVEL).high)
     kept = _KEPT_OF_CHOICES if chance else _KEPT_OF_OPEN
     return most - chance < kept * (counts.before / counts.documents - chance)
 
 
-def _independent(counts: RightAnswers, right: int) -> tuple[float, float]:
-    """Right answers and documents, as if there were only as many as are independent."""
-    return right * counts.independent / counts.documents, float(counts.independent)
-
-
-def _chance_sentence(counts: RightAnswers, chance: float) -> str:
+def _chance_sentence(answers: AgainstChance) -> str:
+    counts, chance = answers.counts, answers.level
     before, after = (100 * right / counts.documents for right in (counts.before, counts.after))
     if not chance:
         return f"{counts.metric}: none of {counts.documents:,} answers is right, of the baseline's {before:.1f} %"

@@ -114,6 +114,8 @@ class Effect:
 
     `clipping`: one document counts for at most its bound in the interval, the p-values and `improvement`, while `delta`
     is the plain difference; None where no document can lie beyond. `collapse`: of `compare.collapse.collapse_signs`.
+    `chance`: the share of right answers that guessing gets, or always taking the same choice, and whether the recipe's
+    are shown to be more (`compare.chance`); `chance_note`: the sentence where they are not.
     """
 
     count: int
@@ -139,6 +141,9 @@ class Effect:
     collapse: tuple[str, ...] | None = None
     improvement_low: float | None = None
     improvement_high: float | None = None
+    chance: float | None = None
+    beats_chance: bool | None = None
+    chance_note: str = ""
 
     @property
     def drop(self) -> float | None:

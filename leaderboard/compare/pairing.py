@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leaderboard.compare import comparability, hardware
+from leaderboard.compare.chance import answers_and_chance, chance_note, of_metric
 from leaderboard.compare.collapse import collapse_signs, possible_collapse
 from leaderboard.compare.contents import Contents
 from leaderboard.compare.effect import Comparison, Effect, Scored
@@ -81,6 +82,7 @@ def pair_up(store: Store, contents: Contents, subject: Subject, baseline: RunRow
         *comparability.task_notes(base_task, task),
         *hardware.unknown_place(baseline, run),
         *comparability.reservations(baseline, run),
+        *filter(None, [effect.chance_note]),
     )
     return Pairing(reported, (), effect, notes, contents.noise_floor(run, score, baseline))
 
@@ -116,20 +118,32 @@ def _effect(contents: Contents, subject: Subject, baseline: RunRow, baseline_sco
     key = effect_key(subject.run, subject.score, baseline.run_id, terms)
     if key not in contents.effects:
         effect = _found_effect(contents, subject, baseline.run_id, baseline_score, terms)
-        contents.effects[key] = _with_collapse(effect, contents, subject, baseline, terms)
+        contents.effects[key] = _beside_its_answers(effect, contents, subject, baseline, terms)
     return contents.effects[key]
 
 
-def _with_collapse(effect: Effect, contents: Contents, subject: Subject, baseline: RunRow, terms: Terms) -> Effect:
-    """With what shows that the recipe ruined the model: only the unedited model tells, since an edit may make right
-    answers likelier than the model has them. A gate asks of any run that it would replace.
+def _beside_its_answers(effect: Effect, contents: Contents, subject: Subject, baseline: RunRow, terms: Terms) -> Effect:
+    """With what shows that the recipe ruined the model, or that it answers no better than chance. Only the unedited
+    model tells, since an edit may make right answers likelier than the model has them; a gate asks of any run that it
+    would replace.
     """
     if not baseline.may_be_baseline and terms.limits_at is None:
         return replace(effect, collapse=())
     place = contents.answers, baseline.run_id, subject.run.run_id, subject.task.task
     signs = collapse_signs(*place)
     doubtful = () if signs else possible_collapse(*place)
-    return replace(effect, collapse=signs, notes=(*doubtful, *effect.notes))
+    score = subject.score
+    answers = of_metric(answers_and_chance(*place), score.metric, score.filter)
+    if answers is None or score.higher_is_better is False or score.best_value is not None:
+        return replace(effect, collapse=signs, notes=(*doubtful, *effect.notes))
+    return replace(
+        effect,
+        collapse=signs,
+        chance=answers.level,
+        beats_chance=answers.is_above(answers.counts.after),
+        chance_note="" if signs else chance_note(answers),
+        notes=(*doubtful, *effect.notes),
+    )
 
 
 def effect_key(run: RunRow, score: ScoreRow, baseline: str, terms: Terms) -> Hashable:

@@ -26,7 +26,7 @@ from leaderboard.readers.source_code import digest_of, sources_of
 from leaderboard.store import migrations
 from leaderboard.store.database import Store
 
-_SCHEMA = 18
+_SCHEMA = 19
 """The first with all columns of `Judged`."""
 
 
@@ -64,6 +64,8 @@ class Judged(NamedTuple):
     collapse: str | None = None
     improvement_low: float | None = None
     improvement_high: float | None = None
+    chance: float | None = None
+    beats_chance: bool | None = None
 
 
 @cache
@@ -102,7 +104,7 @@ def judged(pairing: Pairing) -> Judged:
     if effect is None:
         alone = pairing.unpaired
         span = (None, None, None) if alone is None else (alone.delta, alone.low, alone.high)
-        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 5))
+        return Judged._make((pairing.baseline_score, None, *span, *[None] * 7, *texts, *[None] * 7))
     return Judged(
         pairing.baseline_score,
         effect.count,
@@ -122,6 +124,8 @@ def judged(pairing: Pairing) -> Judged:
         collapse.to_json(effect.collapse),
         effect.improvement_low,
         effect.improvement_high,
+        effect.chance,
+        effect.beats_chance,
     )
 
 

@@ -22,7 +22,7 @@ from leaderboard.report.claim_verdict import (
     state_of_level,
     why_incomparable,
 )
-from leaderboard.terminal.format import plain
+from leaderboard.terminal.format import TOO_FEW, plain
 
 
 def judged_claim(entry: Reported, cell: Cell, slack: float = SLACK) -> ClaimState:
@@ -46,7 +46,7 @@ def _state(entry: Reported, cell: Cell, slack: float) -> ClaimState:
         return state_of_level(entry, cell)
     effect = measured_effect(cell)
     if effect is None:
-        return ClaimState("undecided", f"the run has no interval: {cell.notes[0] if cell.notes else cell.verdict}")
+        return ClaimState("undecided", f"the run has no interval: {_why_none(cell)}")
     return state_of(claimed_effect(entry), effect, cell.beats_controls, slack, rounding_of(entry))
 
 
@@ -92,10 +92,17 @@ def _score(score: float | None) -> str:
     return "nothing" if score is None else digits(score)
 
 
+def _why_none(cell: Cell) -> str:
+    """Why a cell has no interval."""
+    if cell.says_nothing:
+        return TOO_FEW
+    return cell.notes[0] if cell.notes else cell.verdict
+
+
 def _measured(metric: str, cell: Cell) -> str:
     effect = measured_effect(cell)
     if effect is None:
-        return f"no interval ({cell.notes[0] if cell.notes else cell.verdict})"
+        return f"no interval ({_why_none(cell)})"
     low, high = sorted((effect.low, effect.high), reverse=in_units_of(metric, 0.0).startswith("perplexity"))
     point, ends = in_units_of(metric, effect.point), [in_units_of(metric, end) for end in (low, high)]
     return f"{point} [{', '.join(end.removeprefix('perplexity x ') for end in ends)}]"

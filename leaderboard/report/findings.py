@@ -128,7 +128,16 @@ def _of_recipes(cells: Sequence[Cell], audited: Sequence[AuditedRecipe]) -> list
 
 
 def _gain(cell: Cell) -> str:
-    return f"{_short(cell.recipe)} on {plain(cell.task)} ({_improvement(cell)}{_control_fell(cell)})"
+    doubts = f"{_at_chance(cell)}{_control_fell(cell)}{_fell(cell)}"
+    return f"{_short(cell.recipe)} on {plain(cell.task)} ({_improvement(cell)}{doubts})"
+
+
+def _fell(cell: Cell) -> str:
+    return f"; the model collapsed on {_listed(list(map(plain, cell.collapsed_on)))}" if cell.collapsed_on else ""
+
+
+def _at_chance(cell: Cell) -> str:
+    return "" if cell.beats_chance is not False else f"; not shown to beat chance, {cell.chance:.3f}"
 
 
 def _control_fell(cell: Cell) -> str:
@@ -308,7 +317,7 @@ def _row_keys() -> tuple[str, ...]:
     return (
         *("kind", "recipe", "task", "metric", "documents", "finding", "meaning", "baseline", "score"),
         *("improvement", "low", "high", "control", "against_control", "parameters_kept", "documents_needed"),
-        *("run_id", "notes"),
+        *("run_id", "notes", "chance", "beats_chance"),
     )
 
 
@@ -321,5 +330,6 @@ def _row(cell: Cell, heading: str) -> dict[str, Any]:
         [pair.control for pair in cell.against_controls],
         [pair.verdict for pair in cell.against_controls],
         *(cell.parameters_kept, cell.documents_needed, cell.run_id, list(cell.notes)),
+        *(cell.chance, cell.beats_chance),
     )
     return dict(zip(_row_keys(), values, strict=True))

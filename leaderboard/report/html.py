@@ -22,7 +22,7 @@ from leaderboard.report.contents import Report
 from leaderboard.report.plots import MOST_ROWS, interval_plot, size_plot
 from leaderboard.report.svg import css, text
 from leaderboard.report.words import baseline_score, control_text, improvement_text, share
-from leaderboard.terminal.format import breakable, counted, direction, metric_name, number, span
+from leaderboard.terminal.format import breakable, chance, counted, direction, metric_name, number, span
 from leaderboard.terminal.marks import MARKS, STAR, cell_text, legend, p_text, words_of
 
 _FOLDER = Path(__file__).parent
@@ -122,7 +122,8 @@ def _board_heads(report: Report) -> str:
     heads += settings * beside_name
     for task in board.tasks:
         cells = [row.cells[task] for row in board.rows if task in row.cells and row.cells[task].metric]
-        about = f"{metric_name(cells[0])}, {direction(cells[0])}, {_documents(cells)}" if cells else ""
+        level = f", {told}" if (told := chance(cells)) else ""
+        about = f"{metric_name(cells[0])}, {direction(cells[0])}, {_documents(cells)}{level}" if cells else ""
         heads.append(f'<th scope="col">{breakable(task)}<span class="vh"> ({text(about)})</span></th>')
     if any(row.better for row in board.rows):
         heads.append('<th scope="col">Beats control</th>')
@@ -251,7 +252,8 @@ def _task(report: Report, task: str, opened: str, numbers: dict[str, int]) -> st
     base = baseline_score(report, task)
     against = f"; baseline {number(base)}" if base is not None else ""
     control = f"; control {controls[0]}" if len(controls) == 1 else ""
-    caption = f"{task}: {metric_name(first)}, {direction(first)}, {_documents(cells)}{against}{control}"
+    level = f"; {told}" if (told := chance(cells)) else ""
+    caption = f"{task}: {metric_name(first)}, {direction(first)}, {_documents(cells)}{against}{level}{control}"
     table = _table(task, text(caption), heads, f"<tbody>{rows}</tbody>", 'class="task"')
     return f"<details{opened}><summary>{text(task)}</summary>{table}</details>"
 

@@ -14,7 +14,7 @@ from leaderboard.readers.records import BASELINE
 from leaderboard.report import words
 from leaderboard.report.contents import Report
 from leaderboard.report.words import baseline_score, control_text, improvement_text
-from leaderboard.terminal.format import direction, metric_name, number, span
+from leaderboard.terminal.format import chance, direction, metric_name, number, span
 from leaderboard.terminal.marks import MARKS, STAR, legend, p_text, words_of
 from leaderboard.terminal.output import OurText, Row, as_markdown, markdown_code
 
@@ -56,7 +56,8 @@ def _task(report: Report, task: str) -> str:
     base = baseline_score(report, task)
     counts = span([cell.n for cell in cells if cell.n is not None])
     against = f"; baseline {number(base)}" if base is not None else ""
-    about = f"{markdown_code(metric_name(cells[0]))}, {direction(cells[0])}, {counts}{against}"
+    level = f"; {told}" if (told := chance(cells)) else ""
+    about = f"{markdown_code(metric_name(cells[0]))}, {direction(cells[0])}, {counts}{against}{level}"
     rows = [_task_row(cell) for cell in cells]
     if not any(cell.against_controls for cell in cells):
         rows = [{name: value for name, value in row.items() if name != _CONTROL} for row in rows]

@@ -84,7 +84,7 @@ class RightAnswers(NamedTuple):
 
 class ChanceLevels(NamedTuple):
     """Of a task's documents: the share of right answers that guessing gets, and that always taking the same place
-    gets (None where all right answers have one place, so that places mean nothing).
+    gets (None where all right answers have one place or more than there are choices, so that they are not places).
     """
 
     guessing: float
@@ -180,7 +180,8 @@ class AnswerSamples:
             " WHERE task = $2 GROUP BY doc_key) d USING (doc_key) WHERE s.run_id = $1 AND s.task = $2 AND s.filter ="
             " (SELECT min(filter) FROM samples WHERE run_id = $1 AND task = $2)), places AS (SELECT target, count(*)"
             " AS n FROM asked GROUP BY target) SELECT (SELECT avg(1 / choices) FROM asked) AS guessing, (SELECT"
-            " CASE WHEN count(*) > 1 AND bool_and(regexp_full_match(target, '[0-9]{1,4}')) THEN max(n) / sum(n) END"
+            " CASE WHEN count(*) > 1 AND count(*) = count(target) AND count(*) <= (SELECT max(choices) FROM asked)"
+            " THEN max(n) / sum(n) END"
             " FROM places) AS same_place",
             [run, task, metrics.ACC_MUTUAL_INFO],
         )

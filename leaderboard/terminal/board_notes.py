@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from leaderboard.board.cell import Cell
 from leaderboard.board.further import contradictions
 from leaderboard.readers.records import BASELINE
-from leaderboard.terminal.format import counted, direction, metric_name, plain
+from leaderboard.terminal.format import chance, counted, direction, metric_name, plain
 
 MOST_NOTES = 12
 _MOST_NAMED = 3
@@ -19,15 +19,26 @@ _NUMBERS = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?")
 
 
 def facts(cells: Iterable[Cell]) -> Iterator[str]:
-    """Metric and documents of the tasks, those that are alike together: `acc, 80 documents: int_mult, int_sum`."""
-    tasks: dict[str, set[str]] = defaultdict(set)
+    """Metric and documents of the tasks, those that are alike together, with what chance gets: `acc, 80 documents:
+    arc_easy (chance 0.250), boolq (chance 0.622)`.
+    """
+    tasks: dict[str, dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         if cell.metric:
             way = "" if cell.best_value is None and cell.higher_is_better else f" ({direction(cell)})"
-            tasks[", ".join(filter(None, [f"{metric_name(cell)}{way}", cell.scored]))].add(cell.task)
-    told = [f"{plain(about)}: {', '.join(map(plain, sorted(names)))}" for about, names in sorted(tasks.items())]
+            about = ", ".join(filter(None, [f"{metric_name(cell)}{way}", cell.scored]))
+            tasks[about][cell.task].append(cell)
+    told = [
+        f"{plain(about)}: {', '.join(_with_chance(name, of_it) for name, of_it in sorted(names.items()))}"
+        for about, names in sorted(tasks.items())
+    ]
     if told:
         yield f"Tasks: {'; '.join(told)}."
+
+
+def _with_chance(task: str, cells: Sequence[Cell]) -> str:
+    level = chance(cells)
+    return plain(task) if level is None else f"{plain(task)} ({level})"
 
 
 def notes(cells: Sequence[Cell], width: int, details: str) -> list[str]:

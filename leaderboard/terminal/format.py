@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from leaderboard.board.cell import SHOWN_AS_GOOD, Cell, as_good_controls, not_its_control
 from leaderboard.compare.choice_shift import Choices
@@ -268,6 +268,12 @@ def direction(cell: Cell) -> str:
     if cell.best_value is not None:
         return f"best at {cell.best_value:g}"
     return "higher is better" if cell.higher_is_better else "lower is better"
+
+
+def chance(cells: Iterable[Cell]) -> str | None:
+    """`chance 0.622`, that of a task's cells; the ends where it is not one, None where none is known."""
+    levels = sorted({round(cell.chance, 3) for cell in cells if cell.chance is not None})
+    return f"chance {' to '.join(f'{level:.3f}' for level in (levels[0], *levels[1:][-1:]))}" if levels else None
 
 
 def metric_name(cell: Cell) -> str:

@@ -22,6 +22,7 @@ from leaderboard.terminal.format import (
     FURTHER_LEGEND,
     UNPAIRED_LEGEND,
     against_controls,
+    chance,
     counted,
     direction,
     flips,
@@ -95,6 +96,7 @@ def _task_lines(task: str, cells: list[Cell], width: int, color: bool) -> list[s
     facts += filter(None, [shown.scored])
     if shown.baseline_score is not None and all(cell.verdict != BASELINE for cell in cells):
         facts += [f"baseline {number(shown.baseline_score)}"]
+    facts += filter(None, [chance(cells)])
     told = textwrap.wrap("; ".join(facts), width, subsequent_indent="  ", break_on_hyphens=False)
     lines = [_bold(line, color) for line in told]
     for cell in sorted(cells, key=lambda cell: (cell.verdict != BASELINE, cell.name, cell.run_id)):

@@ -41,7 +41,7 @@ def test_a_run_is_the_commands(demo_run, tmp_path: Path, monkeypatch: pytest.Mon
     assert list(frame.columns) == [
         *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
         *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-        *("documents_needed", "needed_for", "clipped_at", "primary"),
+        *("documents_needed", "needed_for", "clipped_at", "primary", "chance"),
         *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
         *("control_p", "control_q", "control_unpaired", "control_clipped_at"),
     ]

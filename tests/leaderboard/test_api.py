@@ -22,7 +22,7 @@ from leaderboard.store.database import open_store
 COLUMNS = (
     *("model", "task", "recipe", "control", "metric", "n", "baseline_score", "score", "delta", "low", "high"),
     *("verdict", "p", "q", "lost", "gained", "run_id", "unpaired", "label", "scored"),
-    *("documents_needed", "needed_for", "clipped_at", "primary"),
+    *("documents_needed", "needed_for", "clipped_at", "primary", "chance"),
     *("control_run", "control_delta", "control_low", "control_high", "control_verdict"),
     *("control_p", "control_q", "control_unpaired", "control_clipped_at"),
 )

@@ -113,6 +113,13 @@ def test_a_gain_that_the_control_has_too_counts_as_none() -> None:
     assert found.best["sums"] == {"eigenprune"}
 
 
+def test_what_collapsed_on_another_task_has_no_star() -> None:
+    ruined = replace(beside(cell("laser", "sums", "better", 0.3), "better"), collapsed_on=("facts",))
+    mild = beside(cell("eigenprune", "sums", "better", 0.1), "better")
+    cells = [*baseline("sums", "facts"), ruined, mild, cell("laser", "facts", "collapsed", -0.5)]
+    assert standings(cells).best == {"sums": {"eigenprune"}, "facts": frozenset()}
+
+
 def test_being_better_than_one_of_two_controls_is_not_enough() -> None:
     one = beside(beside(cell("laser", "sums", "better", 0.3), "better"), "same", "noise")
     assert kind(one) == "as control"

@@ -81,6 +81,18 @@ def test_a_part_without_an_interval_leaves_the_mean_without_one() -> None:
     assert partial.subset == "first 10 of 60 documents of b"
 
 
+def test_the_reason_is_that_of_the_task_that_has_none() -> None:
+    noted = changed(
+        of_task("a", "acc", 100, 0.1, 0.02, 0.15), notes=("acc 0.250 is not shown to beat guessing (0.250)",)
+    )
+    broken = changed(of_task("b", "acc", 100, 0, 0, 0), verdict="incomparable", notes=("another prompt",))
+    (mean,) = run_means([noted, broken], "all", "acc", [("a", "acc"), ("b", "acc")])
+    assert (mean.verdict, mean.notes) == ("incomparable", ("b: another prompt",))
+    bare = changed(broken, verdict="undecided", low=None, high=None, notes=("not every document bears this metric",))
+    (mean,) = run_means([noted, bare], "all", "acc", [("a", "acc"), ("b", "acc")])
+    assert mean.low is None and mean.notes == ("b: not every document bears this metric",)
+
+
 def test_the_limits_hold_what_they_say() -> None:
     """Simulated: six tasks of unlike sizes and shares of flips, a mean that falls by 0.02."""
     random = np.random.default_rng(0)
@@ -130,6 +142,8 @@ def test_a_mean_is_judged_with_its_control(cells: list[Cell]) -> None:
     assert cell is not None and cell.task == ROW.task and cell.verdict == "worse" and cell.beats_controls
     assert judged_claim(ROW, cell).word == "supported"
     said = verdict_sentence(ROW, cell)
+    few = changed(cell, verdict="undecided", says_nothing=True, notes=("acc is not shown to beat guessing (0.250)",))
+    assert judged_claim(ROW, few).why.endswith("the run has no interval: too few documents")
     in_place = changed(cell, task="audit_commonsense", n=48)
     assert " on 48 documents: reported" in verdict_sentence(ROW, in_place, is_the_claim=False)
     assert " on 6 tasks: reported 0.6961 -> 0.6468" in said and "(better); the claim is supported" in said

@@ -81,6 +81,17 @@ def test_being_ahead_of_a_collapsed_control_is_told_to_say_little() -> None:
     )
 
 
+def test_a_gain_of_a_model_that_collapsed_elsewhere_is_told_so() -> None:
+    said = answer([changed(GAIN, collapsed_on=("text", "bias"))])
+    assert said.startswith("Yes") and "; the model collapsed on text and bias" in said
+
+
+def test_a_gain_that_saying_one_thing_gets_too_is_told_so() -> None:
+    said = answer([changed(GAIN, chance=0.622, beats_chance=False)])
+    assert said.startswith("Yes") and "; not shown to beat chance, 0.622" in said
+    assert "chance" not in answer([changed(GAIN, chance=0.25, beats_chance=True)]) + answer([GAIN])
+
+
 def test_no_is_never_said_where_a_comparison_or_a_recipe_has_no_result() -> None:
     """What failed or cannot be compared may have been the gain."""
     unmade = cell("laser", "facts", "incomparable")
