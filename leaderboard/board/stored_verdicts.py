@@ -31,6 +31,7 @@ _COLUMNS = {
     },
 }  # fmt: skip
 """Column of the table -> field of a cell."""
+_OF_VERDICTS = ("beats_controls", "is_primary", "chance", "beats_chance")
 _WHOLE = ("n", "lost", "gained", "documents_needed")
 
 
@@ -56,7 +57,7 @@ def write(store: Store, boards: Mapping[str, Sequence[Cell]], states: Mapping[st
     with store.transaction():
         for table in ("verdicts", "control_verdicts", "verdict_states"):
             store.connection.execute(f"DELETE FROM {table} WHERE model_key IN (SELECT unnest(?))", [models])
-        of_verdicts = {name: [getattr(cell, name) for cell in cells] for name in ("beats_controls", "is_primary")}
+        of_verdicts = {name: [getattr(cell, name) for cell in cells] for name in _OF_VERDICTS}
         store.insert("verdicts", _columns(cells) | of_verdicts)
         store.insert("control_verdicts", _columns(pairs) | {"control": [pair.control for pair in pairs]})
         store.insert(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from scipy.stats import binomtest
 
 from leaderboard.board.cell import Cell
 from leaderboard.compare.chance import AgainstChance, of_metric
+from leaderboard.ingest import ingest
 from leaderboard.store.answer_samples import RightAnswers
+from leaderboard.store.database import open_store
 from leaderboard.terminal.board_notes import facts
 from leaderboard.terminal.table import render
 from tests.leaderboard.board.judging import judged
@@ -106,6 +109,18 @@ def test_where_a_task_is_named(made: Any, kit: Any) -> None:
     assert told == "Tasks: acc, 300 documents: sums (chance 0.620)."
     head = next(line for line in render([cell], width=120).splitlines() if line.startswith("sums;"))
     assert head.endswith("chance 0.620")
+
+
+def test_sql_has_it(made: Any, kit: Any, database: Path) -> None:
+    made.run("baseline", {"sums": picked(kit, right(0.48))})
+    for recipe, picks in (("laser", YES), ("svd", right(0.8))):
+        made.run(recipe, {"sums": picked(kit, picks)})
+    ingest(made.root, database)
+    with open_store(database) as store:
+        rows = store.rows("SELECT recipe, chance, beats_chance FROM v_verdicts WHERE is_primary ORDER BY recipe")
+    assert [row["recipe"] for row in rows] == ["baseline", "laser", "svd"]
+    assert [row["chance"] for row in rows] == [None, pytest.approx(0.62), pytest.approx(0.62)]
+    assert [row["beats_chance"] for row in rows] == [None, False, True]
 
 
 @pytest.mark.parametrize("level", [0.25, 0.5, 0.622])
