@@ -12,6 +12,7 @@ Notable choices:
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from contextlib import redirect_stdout
@@ -34,7 +35,10 @@ if TYPE_CHECKING:
 TASKS = "audit"
 CONTROL = "random-subspace"
 BATCH_SIZE = "16"
-_ON_EVERYTHING = "calibration.task=[audit_text,audit_facts,audit_commonsense],calibration.samples=96"
+_LEARNED = "[audit_text,audit_facts,audit_commonsense]"
+_AT_MOST = 96
+_ON_EVERYTHING = f"calibration.task={_LEARNED},calibration.samples={_AT_MOST}"
+_NAMES_DOCUMENTS = r"\b(calibration|heal)(\.(task|samples|split|documents))?="
 _IN_FULL = "wikidata_qa,int_mult,int_sum,arc_easy,piqa,wikitext,pronoun_bias"
 """Public tasks, and some made in code, that ask at length what the samples ask in short."""
 _MOMENTS = ("input_second_moment", "input_cross_moment")
@@ -99,7 +103,8 @@ class Audit(RecipesCommand):
             nargs="+",
             action="extend",
             metavar="<recipe>",
-            help="In place of the audit's own recipes, and none that is a control; as in `lm_eval run`. Repeatable",
+            help="In place of the audit's own recipes, and none that is a control; as in `lm_eval run`, but that it"
+            " learns from the samples' training items where it names no documents. Repeatable",
         )
         parser.add_argument("--limit", type=float, metavar="<n>", help="At most so many documents of each sample")
         parser.add_argument("--device", metavar="<device>", help="As in `lm_eval run`")
@@ -116,13 +121,35 @@ class Audit(RecipesCommand):
     def _run(args: argparse.Namespace) -> None:
         from harness_ext.runs.python_api import load_recipe, run
 
-        recipes = [load_recipe(one) for one in args.recipe or [recipe.asked for recipe in RECIPES]]
+        recipes = [load_recipe(one.asked) for one in _all_asked(args)]
         _refuse_controls(recipes)
         with redirect_stdout(sys.stderr):
             result = run(**_asked(args), recipes=recipes, verbose=True)
         print(printable(_page(args, recipes, result)))
         if result.failed:
             sys.exit(MISTAKE)
+
+
+def _all_asked(args: argparse.Namespace) -> tuple[AuditRecipe, ...]:
+    return tuple(AuditRecipe(on_samples(one), one) for one in args.recipe) if args.recipe else RECIPES
+
+
+def on_samples(asked: str) -> str:
+    """A recipe as it is asked for, and where it learns and no documents are named, learning from the samples' training
+    items, as the audit's own recipes do: by default most learn from more than there are.
+    """
+    from harness_ext.recipe.settings import EVALUATED
+    from harness_ext.runs.python_api import load_recipe
+
+    steps = load_recipe(asked).steps
+    learned = [step.calibration for step in steps if step.calibration is not None]
+    if not learned or any(one.task != EVALUATED for one in learned) or re.search(_NAMES_DOCUMENTS, asked):
+        return asked
+    fewest = min(_AT_MOST, *(one.samples for one in learned))
+    changes = [f"calibration.task={_LEARNED}", f"calibration.samples={fewest}"]
+    if any(step.healing is not None for step in steps):
+        changes += [f"heal.task={_LEARNED}", f"heal.documents={fewest}"]
+    return f"{asked}{',' if ':' in asked else ':'}{','.join(changes)}"
 
 
 def _refuse_controls(recipes: Sequence[Recipe]) -> None:
@@ -166,10 +193,10 @@ def in_full(recipes: Sequence[Recipe], args: argparse.Namespace) -> str:
     """The command that asks the same of public tasks, by a recipe's own defaults where it is one of the audit's."""
     from harness_ext.runs.python_api import load_recipe
 
-    shipped = {load_recipe(one.asked).label: one.in_full for one in RECIPES}
+    named = {load_recipe(one.asked).label: one.in_full for one in (*RECIPES, *_all_asked(args))}
     model_args = ",".join(f"{key}={value}" for key, value in args.model_args.items())
     words = ["lm_eval", "run", "--model", "hf", "--model_args", model_args, "--tasks", _IN_FULL]
-    words += ["--recipe", *(shipped.get(recipe.label, recipe.label) for recipe in recipes), "--control", CONTROL]
+    words += ["--recipe", *(named.get(recipe.label, recipe.label) for recipe in recipes), "--control", CONTROL]
     words += ["--device", args.device] if args.device else []
     return printable(shlex.join([*words, "--batch_size", str(args.batch_size)]))
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from harness_ext.cli.audit import KINDS, RECIPES, in_full, too_few_tokens
-from harness_ext.recipe.recipe import GROUPS
+from harness_ext.cli.audit import KINDS, RECIPES, in_full, on_samples, too_few_tokens
+from harness_ext.cli.smaller_claims import TRAINING_ITEMS
+from harness_ext.recipe.recipe import GROUPS, shipped_names
 from harness_ext.runs.python_api import load_recipe
 from harness_ext.runs.run_result import RunResult
 from harness_ext.storage.rundir import FinishedRun
@@ -80,11 +81,56 @@ def test_a_recipe_that_fails_is_told_and_ends_with_a_mistake(
     assert [recipe.label for recipe in asked["recipes"]] == ["svd"]
 
 
+@pytest.mark.parametrize("name", shipped_names())
+def test_every_shipped_recipe_can_learn_from_the_samples(name: str) -> None:
+    """Also what heals it."""
+    for step in load_recipe(on_samples(name)).steps:
+        if step.calibration is not None:
+            share = -(-step.calibration.samples // len(step.calibration.tasks))
+            assert all(share <= TRAINING_ITEMS[task] for task in step.calibration.tasks)
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken"),
+    [
+        ("laser:keep.rank=2", "laser:keep.rank=2"),
+        ("asvd:calibration.task=audit_text,calibration.samples=8", None),
+        ("asvd:calibration.samples=200", None),
+        ("svd:heal={steps: 2, documents: 8, task: audit_text}", None),
+        (
+            "asvd:calibration.seed=3",
+            "asvd:calibration.seed=3,calibration.task=[audit_text,audit_facts,audit_commonsense],"
+            "calibration.samples=96",
+        ),
+    ],
+)
+def test_documents_that_are_named_stay(asked: str, taken: str | None) -> None:
+    assert on_samples(asked) == (taken or asked)
+
+
+def test_a_file_that_asks_for_fewer_documents_gets_no_more(tmp_path: Path) -> None:
+    place = tmp_path / "own.yaml"
+    place.write_text(
+        "name: own\nsummary: Ours.\nsteps:\n  - method: feature_space\n    matrices: [all]\n"
+        "    keep: {param_fraction: 0.8}\n"
+        "    calibration: {samples: 12}\n"
+    )
+    assert on_samples(str(place)).endswith(
+        "own.yaml:calibration.task=[audit_text,audit_facts,audit_commonsense],calibration.samples=12"
+    )
+
+
 def test_the_command_in_full_names_recipes_by_their_defaults() -> None:
-    args = argparse.Namespace(model_args={"pretrained": "a b", "dtype": "float16"}, device="cuda", batch_size="16")
-    command = in_full([load_recipe(RECIPES[1].asked), load_recipe("svd:keep.rank=2")], args)
+    args = argparse.Namespace(
+        model_args={"pretrained": "a b", "dtype": "float16"},
+        device="cuda",
+        batch_size="16",
+        recipe=["asvd", "svd:keep.rank=2"],
+    )
+    asked = [RECIPES[1].asked, *map(on_samples, args.recipe)]
+    command = in_full([load_recipe(one) for one in asked], args)
     assert "--model_args 'pretrained=a b,dtype=float16'" in command and "--device cuda" in command
-    assert "--recipe eigenprune svd:keep.rank=2 --control random-subspace" in command
+    assert "--recipe eigenprune asvd svd:keep.rank=2 --control random-subspace" in command
 
 
 @pytest.mark.parametrize(
